@@ -1,0 +1,246 @@
+"""Feeding an agent with rollouts: N environments stepped side by side, reset where they end.
+
+`begin` and `advance` are what the training loop asks of a kind of data; they dispatch on the type of `Config.data`, so
+that the loop itself never asks whether an agent learns on-policy. Here they are for `Rollout`; `replay.py` has them for
+`Replay`, and anybody may register a kind of their own.
+"""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Callable
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from flax import struct
+
+from jaxrl import normalise
+from jaxrl.types import Environment, Metrics, PyTree, Rollout, Step, Transition
+
+Policy = Callable[[jax.Array, jax.Array], tuple[jax.Array, dict[str, Any]]]  # (observation, key) -> (action, extras)
+
+
+@struct.dataclass
+class Lanes:
+    """N environments in the middle of their episodes."""
+
+    state: PyTree  # [N, ...]
+    observation: jax.Array  # [N, *observation]
+    ended: jax.Array  # [N] bool: restarts before its next step
+    episode_return: jax.Array  # [N] so far, undiscounted
+    episode_length: jax.Array  # [N] int32, steps so far
+    prepared: tuple[PyTree, jax.Array] | None  # the next start of each lane; None if it is computed at every step
+    turn: jax.Array  # [] int32: which window of `prepared` is renewed next; -1 before the first
+
+
+@functools.singledispatch
+def begin(data: Any, env: Environment) -> Any:
+    """The experience of an agent whose `Config.data` is `data`, before the first step."""
+    raise _unknown(data)
+
+
+@functools.singledispatch
+def advance(
+    data: Any, agent: Any, env: Environment, config: Any, state: Any, experience: Any, key: jax.Array
+) -> tuple[Any, Any, Metrics]:
+    """Collect and update once: `(state, experience, metrics)`."""
+    raise _unknown(data)
+
+
+def _unknown(data: Any) -> ValueError:
+    return ValueError(
+        f"Config.data is {data!r}, expected jaxrl.types.Rollout(...) or Replay(...), or a type that is registered with "
+        f"rollout.begin and rollout.advance"
+    )
+
+
+@begin.register
+def _(data: Rollout, env: Environment) -> Lanes:
+    return lanes(env, data.num_envs, data.resets)
+
+
+@advance.register
+def _(
+    data: Rollout, agent: Any, env: Environment, config: Any, state: Any, experience: Lanes, key: jax.Array
+) -> tuple[Any, Lanes, Metrics]:
+    collect_key, update_key = jax.random.split(key)
+    policy = functools.partial(agent.act, config, state)
+    experience, batch = collect(env, policy, experience, collect_key, data.length)
+    state, metrics = agent.update(config, state, batch, update_key)
+    if state.normaliser is not None:
+        state = state.replace(normaliser=normalise.update(state.normaliser, batch.observation))
+    return state, experience, metrics | summary(batch)
+
+
+# --------------------------------------------------------------------------------------- the lanes
+
+
+def lanes(env: Environment, num_envs: int, resets: str = "pool") -> Lanes:
+    """N lanes that have not started: the first `collect` resets them, so that a reset is compiled once and only there."""
+    start = jax.eval_shape(lambda key: env.reset(env.params(), key), jax.random.key(0))
+    state, observation = jax.tree.map(lambda leaf: _zeros((num_envs, *leaf.shape), leaf.dtype), start)
+    return Lanes(
+        state=state,
+        observation=observation,
+        ended=jnp.ones(num_envs, bool),
+        episode_return=jnp.zeros(num_envs),
+        episode_length=jnp.zeros(num_envs, jnp.int32),
+        prepared=None if resets == "fresh" else (state, observation),
+        turn=jnp.int32(-1),
+    )
+
+
+def _zeros(shape: tuple[int, ...], dtype: Any) -> jax.Array:
+    if jnp.issubdtype(dtype, jax.dtypes.prng_key):
+        return jnp.broadcast_to(jax.random.key(0), shape)
+    return jnp.zeros(shape, dtype)
+
+
+def collect(
+    env: Environment, policy: Policy, lanes: Lanes, key: jax.Array, length: int
+) -> tuple[Lanes, Transition]:
+    """Step every lane `length` times: the lanes as they are then, and the transitions [length, N].
+
+    `extras` holds what the policy returned, `metrics` (of the environment), `non_finite` (the lane was stopped because
+    its observation or reward was not finite), and, where an episode ends, `episode_return` and `episode_length`
+    (elsewhere 0). The random numbers of all steps are drawn before the first.
+    """
+    num_envs = lanes.ended.shape[0]
+    renew_key, reset_key, policy_key, step_key = jax.random.split(key, 4)
+    lanes = _renew(env, lanes, renew_key, length)
+    keys = (
+        jax.random.split(reset_key, (length, num_envs)) if lanes.prepared is None else None,
+        jax.random.split(policy_key, length),
+        jax.random.split(step_key, (length, num_envs)),
+    )
+
+    def body(lanes: Lanes, keys: Any) -> tuple[Lanes, Transition]:
+        reset_keys, policy_key, step_keys = keys
+        start = lanes.prepared
+        if start is None:
+            start = jax.vmap(env.reset, (None, 0))(env.params(), reset_keys)
+        lanes = _restart(lanes, start)
+        action, extras = policy(lanes.observation, policy_key)
+        return _step(env, lanes, action, extras, step_keys)
+
+    return jax.lax.scan(body, lanes, keys)
+
+
+def _restart(lanes: Lanes, start: tuple[PyTree, jax.Array]) -> Lanes:
+    """The lanes, with those that ended at their new start."""
+    state, observation = where(lanes.ended, start, (lanes.state, lanes.observation))
+    return lanes.replace(
+        state=state,
+        observation=observation,
+        episode_return=jnp.where(lanes.ended, 0, lanes.episode_return),
+        episode_length=jnp.where(lanes.ended, 0, lanes.episode_length),
+    )
+
+
+def _step(
+    env: Environment, lanes: Lanes, action: jax.Array, extras: dict[str, Any], keys: jax.Array
+) -> tuple[Lanes, Transition]:
+    """One step of every lane, and its transition [N]."""
+    state, step, non_finite = step_all(env, env.params(), lanes, action, keys)
+    ended = step.terminated | step.truncated
+    episode_return = lanes.episode_return + step.reward
+    episode_length = lanes.episode_length + 1
+    transition = Transition(
+        observation=lanes.observation,
+        action=action,
+        reward=step.reward,
+        next_observation=step.observation,
+        terminated=step.terminated,
+        truncated=step.truncated,
+        extras=extras
+        | {
+            "episode_return": jnp.where(ended, episode_return, 0),
+            "episode_length": jnp.where(ended, episode_length, 0),
+            "non_finite": non_finite,
+            "metrics": step.metrics,
+        },
+    )
+    lanes = lanes.replace(
+        state=state,
+        observation=step.observation,
+        ended=ended,
+        episode_return=episode_return,
+        episode_length=episode_length,
+    )
+    return lanes, transition
+
+
+def step_all(
+    env: Environment, params: PyTree, lanes: Lanes, action: jax.Array, keys: jax.Array
+) -> tuple[PyTree, Step, jax.Array]:
+    """Step every lane under its time limit and its guard: `(state, step, non_finite [N])`.
+
+    The environment gets the nearest action in its bounds. Its last step is truncated unless it terminates. A lane
+    whose observation or reward is not finite is truncated with reward 0, at the last observation that was finite:
+    nothing that is not a number reaches the agent, and a simulation that breaks down is neither gain nor loss.
+    """
+    action = env.spec.action.clip(action)
+    state, step = jax.vmap(env.step, (None, 0, 0, 0))(params, lanes.state, action, keys)
+    axes = tuple(range(1, step.observation.ndim))
+    non_finite = ~(jnp.isfinite(step.reward) & jnp.all(jnp.isfinite(step.observation), axes))
+    terminated = step.terminated & ~non_finite
+    over = lanes.episode_length + 1 >= env.max_steps
+    step = step.replace(
+        observation=where(non_finite, lanes.observation, step.observation),
+        reward=jnp.where(non_finite, 0, step.reward),
+        terminated=terminated,
+        truncated=(step.truncated | over | non_finite) & ~terminated,
+        metrics=jax.tree.map(lambda metric: jnp.where(non_finite, 0, metric), step.metrics),
+    )
+    return state, step, non_finite
+
+
+def _renew(env: Environment, lanes: Lanes, key: jax.Array, length: int) -> Lanes:
+    """Prepare new starts for the next window of lanes; for all of them before the first step.
+
+    A window is as large as is needed to renew every lane once in 64 steps. The loop has a traced number of turns, so
+    that the reset inside it is compiled once.
+    """
+    if lanes.prepared is None:
+        return lanes
+    num_envs = lanes.ended.shape[0]
+    size = max(1, num_envs * min(length, 64) // 64)
+    windows = -(-num_envs // size)
+
+    def renew(turn: jax.Array, prepared: PyTree) -> PyTree:
+        index = (turn * size + jnp.arange(size)) % num_envs
+        keys = jax.random.split(jax.random.fold_in(key, turn), size)
+        start = jax.vmap(env.reset, (None, 0))(env.params(), keys)
+        return jax.tree.map(lambda old, new: old.at[index].set(new), prepared, start)
+
+    first = lanes.turn < 0
+    begin = jnp.where(first, 0, lanes.turn)
+    end = begin + jnp.where(first, windows, 1)
+    prepared = jax.lax.fori_loop(begin, end, renew, lanes.prepared)
+    return lanes.replace(prepared=prepared, turn=end % windows)
+
+
+def where(condition: jax.Array, true: PyTree, false: PyTree) -> PyTree:
+    """Leaf by leaf, `true` where `condition` [N] holds and `false` elsewhere; leaves are [N, ...]."""
+
+    def select(a: jax.Array, b: jax.Array) -> jax.Array:
+        return jnp.where(condition.reshape(condition.shape + (1,) * (jnp.ndim(a) - condition.ndim)), a, b)
+
+    return jax.tree.map(select, true, false)
+
+
+def summary(batch: Transition) -> Metrics:
+    """What a batch [T, N] from `collect` says of the environments; means over episodes are NaN where none ended."""
+    extras = batch.extras
+    episodes = jnp.sum(batch.terminated | batch.truncated)
+
+    def mean_over_episodes(total: jax.Array) -> jax.Array:
+        return jnp.where(episodes > 0, jnp.sum(total) / jnp.maximum(episodes, 1), jnp.nan)
+
+    return {
+        "episodes": episodes,
+        "episode_return": mean_over_episodes(extras["episode_return"]),
+        "episode_length": mean_over_episodes(extras["episode_length"]),
+        "non_finite": jnp.sum(extras["non_finite"]),
+    } | {f"environment/{name}": jnp.mean(metric) for name, metric in extras["metrics"].items()}

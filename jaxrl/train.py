@@ -1,0 +1,286 @@
+"""Training: a loop binds an agent to an environment, and is two pure functions; `fit` is the one host loop.
+
+>>> from jaxrl import envs, train
+>>> from jaxrl.agents import ppo
+>>> loop = train.loop(ppo, envs.make("jaxrl/point_mass"))
+>>> config = ppo.Config()
+>>> run = jax.jit(loop.init)(config, jax.random.key(0))  # everything that training is: one pytree
+>>> run, metrics = jax.jit(loop.step)(config, run)  # collect and update
+>>> train.transitions(run)
+2048
+"""
+
+from __future__ import annotations
+
+import concurrent.futures
+import functools
+import math
+import os
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from flax import struct
+from jax.sharding import AxisType, PartitionSpec
+
+from jaxrl import evaluate as evaluation
+from jaxrl import log, rollout
+from jaxrl.types import Environment, Metrics, canonical
+
+
+@struct.dataclass
+class RunState:
+    """Everything that training is; checkpoint it and nothing is lost."""
+
+    agent: Any  # the State of the agent
+    experience: Any  # environments in mid-episode, and what is kept of the past
+    key: jax.Array  # []
+    steps: jax.Array  # [2] uint32: environment transitions so far, low and high word
+
+
+class Loop(NamedTuple):
+    """An agent bound to an environment: two pure functions of pytrees."""
+
+    init: Callable[[Any, jax.Array], RunState]  # (config, key) -> run
+    step: Callable[[Any, RunState], tuple[RunState, Metrics]]  # (config, run) -> (run, metrics)
+
+
+class Result(NamedTuple):
+    """What `fit` returns; `P` points in time, seeds apart."""
+
+    run: RunState  # every leaf with a leading seed axis
+    metrics: dict[str, np.ndarray]  # "steps" [P]; every other metric [seeds, P]
+    evaluations: dict[str, np.ndarray]  # "steps" [P]; returns "greedy" and "sampled" [seeds, P, episodes]
+
+
+@functools.lru_cache(maxsize=None)
+def loop(agent: Any, env: Environment) -> Loop:
+    """Bind `agent` to `env`. The same arguments give the same loop, so that compiled programs are found again.
+
+    Raises ValueError if the agent lacks a part, or the environment breaks its protocol (nothing is compiled for this).
+    """
+    _check_agent(agent)
+    _check_environment(env)
+
+    def init(config: Any, key: jax.Array) -> RunState:
+        if not isinstance(config, agent.Config):
+            raise ValueError(
+                f"config is a {type(config).__module__}.{type(config).__qualname__}, expected {agent.__name__}.Config"
+            )
+        agent_key, key = jax.random.split(key)
+        state = agent.init(config, env.spec, agent_key)
+        return RunState(state, rollout.begin(config.data, env), key, jnp.zeros(2, jnp.uint32))
+
+    def step(config: Any, run: RunState) -> tuple[RunState, Metrics]:
+        key, step_key = jax.random.split(run.key)
+        state, experience, metrics = rollout.advance(
+            config.data, agent, env, config, run.agent, run.experience, step_key
+        )
+        low = run.steps[0] + jnp.uint32(config.data.transitions)
+        steps = jnp.stack([low, run.steps[1] + (low < run.steps[0])])
+        return RunState(state, experience, key, steps), metrics
+
+    return Loop(init, step)
+
+
+def transitions(run: RunState) -> int:
+    """Environment transitions that this run has seen, per seed; a Python integer that does not overflow."""
+    low, high = np.asarray(run.steps).reshape(-1, 2)[0]
+    return int(high) << 32 | int(low)
+
+
+@functools.partial(jax.jit, static_argnums=(0, 3))
+def scan(loop: Loop, config: Any, run: RunState, num_steps: int) -> tuple[RunState, Metrics]:
+    """`num_steps` calls of `loop.step` in one compiled call; metrics are stacked, [num_steps]. Pure, vmappable."""
+    return jax.lax.scan(lambda run, _: loop.step(config, run), run, length=num_steps)
+
+
+def fit(
+    agent: Any,
+    config: Any,
+    env: Environment,
+    key: jax.Array,
+    *,
+    steps: float,
+    seeds: int = 1,
+    run_dir: str | os.PathLike[str] | None = None,
+    log_every: float | None = None,
+    evaluate_every: float | None = None,
+    episodes: int = 16,
+    evaluate_key: jax.Array | None = None,
+    progress: bool = True,
+) -> Result:
+    """Train `seeds` independent runs side by side: the host loop around `loop.init` and `loop.step`.
+
+    Seed `i` starts from `split(key, seeds)[i]`. Where there are several devices and they divide the seeds, each takes
+    its share. Ctrl-C stops after the chunk in progress and returns what there is.
+
+    Args:
+      steps: environment transitions per seed; rounded up to whole loop steps, and said so.
+      run_dir: a new directory for `config.json` and `metrics.jsonl`; None keeps nothing on disk.
+      log_every: transitions between two points of the record, a hundredth of `steps` by default.
+      evaluate_every: transitions between evaluations, also made before the first and after the last step; a tenth of
+        `steps` by default, `math.inf` for none in between, 0 for none at all.
+      episodes: of each evaluation without sampling, and as many with it.
+      evaluate_key: all evaluations of all seeds use it; `jax.random.key(0)` by default, so that runs can be compared.
+      progress: print a line of progress.
+
+    Raises ValueError for a setting out of range, and if `run_dir` holds a run.
+    """
+    if steps <= 0 or seeds < 1 or episodes < 1:
+        raise ValueError(f"steps, seeds and episodes must be positive, got {steps}, {seeds} and {episodes}")
+    plan = _plan(config.data.transitions, steps, log_every, evaluate_every)
+    config = canonical(config)
+    programs = _programs(agent, env, plan.log, episodes, _devices(seeds))
+    evaluate_key = jax.random.key(0) if evaluate_key is None else evaluate_key
+    record = log.Record(run_dir, agent, config, env, seeds=seeds, total=plan.total, asked=steps, progress=progress)
+    done = 0
+
+    def evaluate(state: Any) -> None:
+        returns = programs.evaluate(config, state, evaluate_key).returns
+        record.evaluation(done * plan.transitions, {"greedy": returns[:, :episodes], "sampled": returns[:, episodes:]})
+
+    keys = jax.random.split(key, seeds)
+    with record, log.interruptible() as interrupted:
+        run = jax.block_until_ready(programs.init(config, keys, None))
+        with record.compiling(), concurrent.futures.ThreadPoolExecutor(1) as thread:  # both programs at once
+            first = thread.submit(evaluate, run.agent) if plan.evaluate else None
+            jax.block_until_ready(programs.chunk(config, programs.init(config, keys, None), 0))
+            if first is not None:
+                first.result()
+        while done < plan.iterations and not interrupted():
+            length = plan.next(done) - done
+            run, history = programs.chunk(config, run, length)
+            done += length
+            record.chunk(done * plan.transitions, {name: np.asarray(x)[:, :length] for name, x in history.items()})
+            if plan.evaluates(done):
+                evaluate(run.agent)
+    return Result(run, *record.arrays())
+
+
+class _Plan(NamedTuple):
+    """When what happens, in loop steps."""
+
+    transitions: int  # per loop step and seed
+    iterations: int
+    log: int  # loop steps between two points of the record
+    evaluate: int  # loop steps between evaluations, 0 for none
+
+    @property
+    def total(self) -> int:
+        return self.iterations * self.transitions
+
+    def next(self, done: int) -> int:
+        """Where the chunk that begins at `done` ends."""
+        ends = [(done // every + 1) * every for every in (self.log, self.evaluate) if every]
+        return min(*ends, self.iterations)
+
+    def evaluates(self, done: int) -> bool:
+        return self.evaluate > 0 and (done % self.evaluate == 0 or done == self.iterations)
+
+
+def _plan(transitions: int, steps: float, log_every: float | None, evaluate_every: float | None) -> _Plan:
+    iterations = math.ceil(steps / transitions)
+
+    def every(name: str, interval: float | None, share: int) -> int:
+        if interval is None:
+            return math.ceil(iterations / share)
+        if not interval >= 0:
+            raise ValueError(f"{name} must not be negative, got {interval}")
+        return min(iterations, math.ceil(interval / transitions)) if interval < math.inf else iterations
+
+    log_steps = max(1, every("log_every", log_every, 100))
+    return _Plan(transitions, iterations, log_steps, every("evaluate_every", evaluate_every, 10))
+
+
+class _Programs(NamedTuple):
+    init: Any  # (config, keys, None) -> run
+    chunk: Any  # (config, run, length) -> (run, metrics [seeds, capacity]); the run is donated
+    evaluate: Any  # (config, agent state, key) -> Evaluation [seeds, 2 episodes], greedy ones first
+
+
+@functools.lru_cache(maxsize=None)
+def _programs(
+    agent: Any, env: Environment, capacity: int, episodes: int, devices: tuple[jax.Device, ...]
+) -> _Programs:
+    """The compiled functions of `fit`, over a leading seed axis."""
+    bound = loop(agent, env)
+    step = jax.jit(bound.step)  # traced once: for the shapes of its metrics, and for the loop
+    greedy = jnp.arange(2 * episodes) < episodes
+
+    def init(config: Any, key: jax.Array, _: None) -> RunState:
+        return bound.init(config, key)
+
+    def chunk(config: Any, run: RunState, length: jax.Array) -> tuple[RunState, Metrics]:
+        shapes = jax.eval_shape(step, config, run)[1]
+        history = jax.tree.map(lambda leaf: jnp.zeros((capacity, *leaf.shape), leaf.dtype), shapes)
+
+        def body(i: jax.Array, carry: tuple[RunState, Metrics]) -> tuple[RunState, Metrics]:
+            run, history = carry
+            run, metrics = step(config, run)
+            return run, jax.tree.map(lambda all_, one: all_.at[i].set(one), history, metrics)
+
+        return jax.lax.fori_loop(0, length, body, (run, history))
+
+    def evaluate(config: Any, state: Any, key: jax.Array) -> evaluation.Evaluation:
+        return evaluation.evaluate(agent, config, state, env, key, episodes=2 * episodes, greedy=greedy)
+
+    def over_seeds(function: Callable[..., Any], donate: tuple[int, ...] = ()) -> Any:
+        function = jax.vmap(function, in_axes=(None, 0, None))
+        if len(devices) > 1:
+            mesh = jax.sharding.Mesh(np.array(devices), ("seed",), axis_types=(AxisType.Auto,))
+            specs = PartitionSpec(), PartitionSpec("seed"), PartitionSpec()
+            function = jax.shard_map(function, mesh=mesh, in_specs=specs, out_specs=specs[1], check_vma=False)
+        return jax.jit(function, donate_argnums=donate)
+
+    return _Programs(over_seeds(init), over_seeds(chunk, donate=(1,)), over_seeds(evaluate))
+
+
+def _devices(seeds: int) -> tuple[jax.Device, ...]:
+    """As many local devices as divide the seeds."""
+    devices = jax.local_devices()
+    count = max(n for n in range(1, len(devices) + 1) if seeds % n == 0)
+    return tuple(devices[:count])
+
+
+def _check_agent(agent: Any) -> None:
+    missing = [name for name in ("Config", "init", "act", "update") if not hasattr(agent, name)]
+    if missing:
+        raise ValueError(
+            f"agent {getattr(agent, '__name__', agent)!r} lacks {', '.join(missing)}: an agent is a module with Config, "
+            f"init, act and update, such as jaxrl.agents.ppo"
+        )
+
+
+def _check_environment(env: Environment) -> None:
+    """Raises ValueError unless the shapes and types of `env` are those of its spec and stay the same from step to step."""
+    missing = [name for name in ("spec", "max_steps", "params", "reset", "step") if not hasattr(env, name)]
+    if missing:
+        raise ValueError(f"environment {env!r} lacks {', '.join(missing)}; see jaxrl.types.Environment")
+    if env.max_steps < 1:
+        raise ValueError(f"environment {env!r} has max_steps = {env.max_steps}, expected at least 1")
+    key = jax.eval_shape(lambda: jax.random.key(0))
+    action = jax.eval_shape(env.spec.action.zeros)
+    params = env.params()
+    state, observation = jax.eval_shape(lambda key: env.reset(params, key), key)
+    next_state, step = jax.eval_shape(lambda *arguments: env.step(params, *arguments), state, action, key)
+    wanted = env.spec.observation.shape, np.dtype(env.spec.observation.dtype)
+    for name, got in (("reset", observation), ("step", step.observation)):
+        if (got.shape, got.dtype) != wanted:
+            raise ValueError(
+                f"environment {env!r}: {name} gives an observation of shape {got.shape} and type {got.dtype}, its spec "
+                f"says {wanted[0]} and {wanted[1]}"
+            )
+    for name in ("reward", "terminated", "truncated"):
+        got = getattr(step, name)
+        kind = np.floating if name == "reward" else np.bool_
+        if got.shape != () or not jnp.issubdtype(got.dtype, kind):
+            raise ValueError(
+                f"environment {env!r}: step gives {name} of shape {got.shape} and type {got.dtype}, expected a scalar "
+                f"{'float' if name == 'reward' else 'bool'}"
+            )
+    before, after = (jax.tree.map(lambda leaf: (leaf.shape, leaf.dtype), tree) for tree in (state, next_state))
+    if jax.tree.structure(state) != jax.tree.structure(next_state) or before != after:
+        raise ValueError(f"environment {env!r}: step changes the structure of its state, from {before} to {after}")
