@@ -4,8 +4,8 @@
 >>> from jaxrl.agents import ppo
 >>> loop = train.loop(ppo, envs.make("jaxrl/point_mass"))
 >>> config = ppo.Config()
->>> run = jax.jit(loop.init)(config, jax.random.key(0))  # everything that training is: one pytree
->>> run, metrics = jax.jit(loop.step)(config, run)  # collect and update
+>>> run = loop.init(config, jax.random.key(0))  # everything that training is: one pytree
+>>> run, metrics = loop.step(config, run)  # collect and update
 >>> train.transitions(run)
 2048
 """
@@ -27,6 +27,7 @@ from jax.sharding import AxisType, PartitionSpec
 
 from jaxrl import evaluate as evaluation
 from jaxrl import log, rollout
+from jaxrl import replay as replay  # registers Replay with rollout.begin and rollout.advance
 from jaxrl.types import Environment, Metrics, canonical
 
 
@@ -41,7 +42,7 @@ class RunState:
 
 
 class Loop(NamedTuple):
-    """An agent bound to an environment: two pure functions of pytrees."""
+    """An agent bound to an environment: two pure functions of pytrees, compiled where they are called outside `jit`."""
 
     init: Callable[[Any, jax.Array], RunState]  # (config, key) -> run
     step: Callable[[Any, RunState], tuple[RunState, Metrics]]  # (config, run) -> (run, metrics)
@@ -55,20 +56,21 @@ class Result(NamedTuple):
     evaluations: dict[str, np.ndarray]  # "steps" [P]; returns "greedy" and "sampled" [seeds, P, episodes]
 
 
-@functools.lru_cache(maxsize=None)
 def loop(agent: Any, env: Environment) -> Loop:
     """Bind `agent` to `env`. The same arguments give the same loop, so that compiled programs are found again.
 
     Raises ValueError if the agent lacks a part, or the environment breaks its protocol (nothing is compiled for this).
     """
     _check_agent(agent)
+    return _loop(agent, env)
+
+
+@functools.lru_cache(maxsize=None)
+def _loop(agent: Any, env: Environment) -> Loop:
     _check_environment(env)
 
     def init(config: Any, key: jax.Array) -> RunState:
-        if not isinstance(config, agent.Config):
-            raise ValueError(
-                f"config is a {type(config).__module__}.{type(config).__qualname__}, expected {agent.__name__}.Config"
-            )
+        _check_config(agent, config)
         agent_key, key = jax.random.split(key)
         state = agent.init(config, env.spec, agent_key)
         return RunState(state, rollout.begin(config.data, env), key, jnp.zeros(2, jnp.uint32))
@@ -82,7 +84,7 @@ def loop(agent: Any, env: Environment) -> Loop:
         steps = jnp.stack([low, run.steps[1] + (low < run.steps[0])])
         return RunState(state, experience, key, steps), metrics
 
-    return Loop(init, step)
+    return Loop(jax.jit(init), jax.jit(step))
 
 
 def transitions(run: RunState) -> int:
@@ -129,6 +131,7 @@ def fit(
 
     Raises ValueError for a setting out of range, and if `run_dir` holds a run.
     """
+    _check_config(agent, config)
     if steps <= 0 or seeds < 1 or episodes < 1:
         raise ValueError(f"steps, seeds and episodes must be positive, got {steps}, {seeds} and {episodes}")
     plan = _plan(config.data.transitions, steps, log_every, evaluate_every)
@@ -142,12 +145,12 @@ def fit(
         returns = programs.evaluate(config, state, evaluate_key).returns
         record.evaluation(done * plan.transitions, {"greedy": returns[:, :episodes], "sampled": returns[:, episodes:]})
 
-    keys = jax.random.split(key, seeds)
     with record, log.interruptible() as interrupted:
-        run = jax.block_until_ready(programs.init(config, keys, None))
+        run = jax.block_until_ready(programs.init(config, jax.random.split(key, seeds), None))
         with record.compiling(), concurrent.futures.ThreadPoolExecutor(1) as thread:  # both programs at once
             first = thread.submit(evaluate, run.agent) if plan.evaluate else None
-            jax.block_until_ready(programs.chunk(config, programs.init(config, keys, None), 0))
+            other = programs.init(config, jax.random.split(jax.random.key(1), seeds), None)
+            jax.block_until_ready(programs.chunk(config, other, 0))
             if first is not None:
                 first.result()
         while done < plan.iterations and not interrupted():
@@ -207,19 +210,18 @@ def _programs(
 ) -> _Programs:
     """The compiled functions of `fit`, over a leading seed axis."""
     bound = loop(agent, env)
-    step = jax.jit(bound.step)  # traced once: for the shapes of its metrics, and for the loop
     greedy = jnp.arange(2 * episodes) < episodes
 
     def init(config: Any, key: jax.Array, _: None) -> RunState:
         return bound.init(config, key)
 
     def chunk(config: Any, run: RunState, length: jax.Array) -> tuple[RunState, Metrics]:
-        shapes = jax.eval_shape(step, config, run)[1]
+        shapes = jax.eval_shape(bound.step, config, run)[1]
         history = jax.tree.map(lambda leaf: jnp.zeros((capacity, *leaf.shape), leaf.dtype), shapes)
 
         def body(i: jax.Array, carry: tuple[RunState, Metrics]) -> tuple[RunState, Metrics]:
             run, history = carry
-            run, metrics = step(config, run)
+            run, metrics = bound.step(config, run)
             return run, jax.tree.map(lambda all_, one: all_.at[i].set(one), history, metrics)
 
         return jax.lax.fori_loop(0, length, body, (run, history))
@@ -252,6 +254,11 @@ def _check_agent(agent: Any) -> None:
             f"agent {getattr(agent, '__name__', agent)!r} lacks {', '.join(missing)}: an agent is a module with Config, "
             f"init, act and update, such as jaxrl.agents.ppo"
         )
+
+
+def _check_config(agent: Any, config: Any) -> None:
+    if not isinstance(config, agent.Config):
+        raise ValueError(f"config is {config!r}, expected an instance of {agent.__name__}.Config")
 
 
 def _check_environment(env: Environment) -> None:

@@ -190,7 +190,7 @@ class Replay:
     """Feed an agent with batches drawn from the last `capacity` transitions of `num_envs` environments."""
 
     num_envs: int = 1
-    capacity: int = 1_000_000  # transitions, over all environments
+    capacity: int = 1_000_000  # transitions, over all environments; each end of an episode takes the place of one
     batch_size: int = 256
     n_step: int = 1  # length of a window
     warmup: int = 10_000  # transitions, over all environments, taken with random actions before the first update
@@ -209,10 +209,17 @@ class Replay:
         if not isinstance(self.warmup, numbers.Integral) or self.warmup < 0:
             raise ValueError(f"Replay.warmup must be an integer of at least 0, got {self.warmup!r}")
         _check_resets("Replay", self.resets)
-        if self.capacity < self.num_envs * self.n_step:
+        least = self.num_envs * (self.n_step + 1)
+        if not least <= self.capacity < 2**30:
             raise ValueError(
-                f"Replay.capacity = {self.capacity} holds no window of n_step = {self.n_step} transitions of each of "
-                f"num_envs = {self.num_envs} environments: expected at least {self.num_envs * self.n_step}"
+                f"Replay.capacity = {self.capacity} must hold a window of n_step = {self.n_step} transitions, and the "
+                f"end of an episode, of each of num_envs = {self.num_envs} environments: expected at least {least}, "
+                f"and less than 2**30"
+            )
+        if self.capacity % self.num_envs:
+            raise ValueError(
+                f"Replay.capacity = {self.capacity} is not divisible by num_envs = {self.num_envs}, which share it "
+                f"equally; {self.capacity - self.capacity % self.num_envs} is"
             )
 
     @property

@@ -178,7 +178,8 @@ def _by_kernel(atoms: jax.Array, probs: jax.Array, support: jax.Array) -> jax.Ar
     right = jnp.concatenate([gaps, gaps[..., -1:]], axis=-1)[..., None, :]  # nor is its last
     offsets = atoms[..., :, None] - support[..., None, :]
     distances = offsets / jnp.where(offsets < 0, -left, right)  # in gaps, of the side that the atom lies on
-    return jnp.einsum("...m,...mn->...n", probs, jnp.maximum(1 - distances, 0))
+    tents = jnp.maximum(1 - distances, 0)
+    return jnp.einsum("...m,...mn->...n", probs, tents, precision="highest")  # in full: TF32 would lose mass
 
 
 def _by_scatter(atoms: jax.Array, probs: jax.Array, support: jax.Array) -> jax.Array:

@@ -4,9 +4,9 @@ A measure is called as `measure(atoms, probs)` on the law of a **reward**, where
 reward that it is worth; without `probs` the atoms weigh the same, as quantiles at the midpoints do.
 
 >>> import jax.numpy as jnp
->>> atoms, probs = jnp.array([-4.0, 0.0, 2.0]), jnp.array([0.25, 0.25, 0.5])
+>>> atoms, probs = jnp.array([-4.0, 2.0]), jnp.array([0.25, 0.75])
 >>> [float(measure(atoms, probs)) for measure in (Mean(), CVaR(0.5), CVaR(0.25))]
-[0.0, -2.0, -4.0]
+[0.5, -1.0, -4.0]
 """
 
 from jaxrl.risk import scoring

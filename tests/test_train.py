@@ -1,0 +1,288 @@
+"""The loop and `fit`: what is the same to the last bit, what is refused, and what is left behind."""
+
+import dataclasses
+import functools
+import json
+import os
+import signal
+import subprocess
+import sys
+import textwrap
+import threading
+import time
+import types
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from helpers import assert_same, small
+
+from jaxrl import envs, log, train
+from jaxrl.agents import ppo
+from jaxrl.types import Box, Spec, Step, canonical
+
+CONFIG = small(ppo)
+STEP = CONFIG.data.transitions
+ENV = envs.make("jaxrl/point_mass", max_steps=5)
+fit = functools.partial(train.fit, ppo, CONFIG, ENV, episodes=3, progress=False)
+
+
+@pytest.fixture(autouse=True)
+def seeds_side_by_side():
+    """JAX's check for keys that are used twice takes a vmap over a scan over keys for one; single runs are checked."""
+    before = jax.config.jax_debug_key_reuse
+    jax.config.update("jax_debug_key_reuse", False)
+    yield
+    jax.config.update("jax_debug_key_reuse", before)
+
+
+def test_the_same_arguments_give_the_same_loop():
+    assert train.loop(ppo, ENV) is train.loop(ppo, ENV)
+
+
+def test_fit_is_a_vmapped_scan_bit_for_bit():
+    result = fit(jax.random.key(0), steps=5 * STEP, seeds=2, log_every=2 * STEP, evaluate_every=0)
+    loop, config = train.loop(ppo, ENV), canonical(CONFIG)
+    runs = jax.jit(jax.vmap(loop.init, (None, 0)))(config, jax.random.split(jax.random.key(0), 2))
+    runs, metrics = jax.vmap(lambda run: train.scan(loop, config, run, 5))(runs)
+    assert_same(result.run, runs)
+    for seed in range(2):
+        np.testing.assert_allclose(
+            result.metrics["value_loss"][seed],
+            [metrics["value_loss"][seed, i : i + 2].mean() for i in (0, 2, 4)],
+            rtol=1e-6,
+        )
+
+
+def test_neither_points_of_the_record_nor_evaluations_change_a_run():
+    few = fit(jax.random.key(0), steps=6 * STEP, seeds=2, evaluate_every=0)
+    many = fit(jax.random.key(0), steps=6 * STEP, seeds=2, log_every=4 * STEP, evaluate_every=3 * STEP)
+    assert_same(few.run, many.run)
+    np.testing.assert_array_equal(many.metrics["steps"], np.array([3, 4, 6]) * STEP)
+    np.testing.assert_array_equal(many.evaluations["steps"], np.array([0, 3, 6]) * STEP)
+    assert many.evaluations["greedy"].shape == many.evaluations["sampled"].shape == (2, 3, 3)
+    assert not few.evaluations
+
+
+def test_steps_are_rounded_up_to_whole_loop_steps_and_that_is_said(capsys):
+    result = train.fit(ppo, CONFIG, ENV, jax.random.key(0), steps=STEP + 1, evaluate_every=0)
+    assert train.transitions(result.run) == 2 * STEP
+    assert f"1 seed of {2 * STEP} steps (rounded up from {STEP + 1})" in capsys.readouterr().out
+
+
+def test_evaluations_of_all_seeds_and_times_are_on_the_same_starts():
+    still = CONFIG.replace(learning_rate=0.0)
+    result = train.fit(ppo, still, ENV, jax.random.key(0), steps=2 * STEP, seeds=2, episodes=3, progress=False)
+    greedy = result.evaluations["greedy"]
+    for again in range(greedy.shape[1]):
+        np.testing.assert_allclose(greedy[:, again], greedy[:, 0], rtol=0.3)  # the normaliser moves on
+    assert len(np.unique(greedy[0, 0])) == 3
+
+
+def test_the_record_on_disk_is_the_result(tmp_path):
+    result = fit(jax.random.key(0), steps=4 * STEP, seeds=2, log_every=2 * STEP, run_dir=tmp_path / "run")
+    for kind, arrays in (("train", result.metrics), ("evaluation", result.evaluations)):
+        record = log.read(tmp_path / "run", kind)
+        np.testing.assert_array_equal(record["steps"], arrays["steps"])
+        for name in arrays:
+            np.testing.assert_allclose(record[name], arrays[name], rtol=1e-6)
+    config = json.loads((tmp_path / "run" / "config.json").read_text())
+    assert config["agent"] == "jaxrl.agents.ppo" and config["seeds"] == 2
+    assert config["config"]["learning_rate"] == pytest.approx(CONFIG.learning_rate)
+
+
+def test_transitions_are_counted_beyond_32_bits():
+    loop = train.loop(ppo, ENV)
+    run = jax.jit(loop.init)(CONFIG, jax.random.key(0))
+    run = run.replace(steps=jnp.array([2**32 - STEP - 1, 0], jnp.uint32))
+    step = jax.jit(loop.step)
+    for expected in (2**32 - 1, 2**32 + STEP - 1, 2**32 + 2 * STEP - 1):
+        run, _ = step(CONFIG, run)
+        assert train.transitions(run) == expected
+
+
+def test_a_new_float_compiles_nothing():
+    fit(jax.random.key(0), steps=STEP, evaluate_every=0)
+    compiled = []
+    with log_compiles(compiled):
+        train.fit(
+            ppo, CONFIG.replace(learning_rate=0.5, discount=0.5), ENV, jax.random.key(1), steps=STEP, evaluate_every=0,
+            episodes=3, progress=False,
+        )  # fmt: skip
+    assert not [name for name in compiled if name in ("init", "chunk", "evaluate")], compiled
+
+
+class log_compiles:  # noqa: N801
+    """Collects the names of the functions that JAX compiles inside."""
+
+    def __init__(self, names):
+        self.names = names
+
+    def __enter__(self):
+        import logging
+
+        self.handler = logging.Handler()
+        self.handler.emit = lambda record: self.names.extend(
+            [word.removeprefix("jit(").rstrip(")") for word in record.getMessage().split() if word.startswith("jit(")]
+        )
+        self.logger = logging.getLogger("jax._src.interpreters.pxla")
+        self.level = self.logger.level
+        self.logger.addHandler(self.handler)
+        self.logger.setLevel(logging.DEBUG)
+        return self
+
+    def __exit__(self, *exception):
+        self.logger.removeHandler(self.handler)
+        self.logger.setLevel(self.level)
+
+
+def run_python(code, **environment):
+    """What a fresh process prints."""
+    result = subprocess.run(
+        [sys.executable, "-c", textwrap.dedent(code)],
+        env=os.environ | {"PYTHONPATH": os.path.dirname(__file__), "JAX_DEBUG_KEY_REUSE": "0"} | environment,
+        capture_output=True,
+        text=True,
+        timeout=300,
+        check=False,
+    )
+    assert result.returncode == 0, result.stderr
+    return result.stdout
+
+
+TRAIN = """
+    import jax, numpy as np
+    from jaxrl import envs, train
+    from jaxrl.agents import ppo
+    from helpers import small
+    result = train.fit(ppo, small(ppo), envs.make("jaxrl/point_mass", max_steps=5), jax.random.key(0),
+                       steps=64, seeds=4, evaluate_every=0, progress=False)
+    print(jax.device_count(), *np.concatenate([np.ravel(leaf) for leaf in jax.tree.leaves(result.run.agent.params)]))
+"""
+
+
+def test_seeds_are_shared_among_devices():
+    """With other numbers of lanes side by side on each device, XLA rounds otherwise: the same, but not to the last bit."""
+    runs = {}
+    for devices in ("1", "2"):
+        flags = f"--xla_force_host_platform_device_count={devices}"
+        count, *values = run_python(TRAIN, XLA_FLAGS=flags).split()
+        assert count == devices
+        runs[devices] = np.array(values, float)
+    np.testing.assert_allclose(runs["1"], runs["2"], rtol=1e-3, atol=1e-5)
+
+
+def test_ctrl_c_stops_after_the_chunk_and_returns_what_there_is(tmp_path, capsys):
+    def interrupt():
+        record = tmp_path / "run" / "metrics.jsonl"
+        deadline = time.monotonic() + 60
+        while time.monotonic() < deadline and not (record.exists() and record.stat().st_size):
+            time.sleep(0.01)
+        os.kill(os.getpid(), signal.SIGINT)
+
+    threading.Thread(target=interrupt, daemon=True).start()
+    result = train.fit(
+        ppo, CONFIG, ENV, jax.random.key(0), steps=10**7, log_every=50 * STEP, evaluate_every=0,
+        run_dir=tmp_path / "run",
+    )  # fmt: skip
+    done = train.transitions(result.run)
+    assert 0 < done < 10**7
+    assert result.metrics["steps"][-1] == log.read(tmp_path / "run")["steps"][-1] == done
+    assert f"stopped at {done:,}" in capsys.readouterr().out
+
+
+# ------------------------------------------------------------------------------------------- bad input
+
+
+@pytest.mark.parametrize("part", ["Config", "init", "act", "update"])
+def test_a_module_that_lacks_a_part_is_refused(part):
+    parts = {name: getattr(ppo, name) for name in ("Config", "init", "act", "update") if name != part}
+    with pytest.raises(ValueError, match=f"agent 'half' lacks {part}: an agent is a module with Config, init, act"):
+        train.loop(types.SimpleNamespace(__name__="half", **parts), ENV)
+
+
+class Broken:
+    """An environment that breaks its protocol in one way."""
+
+    spec = Spec(Box((2,)), Box((1,), -1.0, 1.0))
+    max_steps = 3
+
+    def __init__(self, **step):
+        self.changes = step
+
+    def __repr__(self):
+        return "broken"
+
+    def params(self):
+        return {}
+
+    def reset(self, params, key):
+        return jnp.zeros(2), jnp.zeros(self.changes.get("observation", 2))
+
+    def step(self, params, state, action, key):
+        step = Step(
+            jnp.zeros(self.changes.get("next_observation", 2)),
+            self.changes.get("reward", jnp.zeros(())),
+            self.changes.get("terminated", jnp.array(False)),
+            jnp.array(False),
+        )
+        return self.changes.get("state", state), step
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"observation": 3}, r"reset gives an observation of shape \(3,\) .* its spec says \(2,\)"),
+        ({"next_observation": 3}, r"step gives an observation of shape \(3,\) .* its spec says \(2,\)"),
+        ({"reward": jnp.zeros(1)}, r"step gives reward of shape \(1,\) .* expected a scalar float"),
+        ({"reward": jnp.zeros((), int)}, r"step gives reward of shape \(\) and type int32, expected a scalar float"),
+        ({"terminated": jnp.zeros(())}, r"step gives terminated of .* type float32, expected a scalar bool"),
+        ({"state": jnp.zeros(3)}, r"step changes .* its state"),
+    ],
+)
+def test_an_environment_that_breaks_its_protocol_is_refused(changes, message):
+    with pytest.raises(ValueError, match=message):
+        train.loop(ppo, Broken(**changes))
+    with pytest.raises(ValueError, match="lacks spec, max_steps, params, reset, step"):
+        train.loop(ppo, object())
+
+
+def test_bad_settings_of_fit_are_refused_and_leave_nothing_behind(tmp_path):
+    for settings, message in [
+        ({"steps": 0}, "steps, seeds and episodes must be positive, got 0"),
+        ({"steps": STEP, "seeds": 0}, "must be positive"),
+        ({"steps": STEP, "log_every": -1}, "log_every must not be negative, got -1"),
+        ({"steps": STEP, "evaluate_every": float("nan")}, "evaluate_every must not be negative, got nan"),
+    ]:
+        with pytest.raises(ValueError, match=message):
+            fit(jax.random.key(0), **settings, run_dir=tmp_path / "run")
+        assert not (tmp_path / "run").exists()
+    with pytest.raises(ValueError, match=r"config is Fake.*, expected an instance of jaxrl.agents.ppo.Config"):
+        train.fit(ppo, dataclasses.make_dataclass("Fake", ["data"])(CONFIG.data), ENV, jax.random.key(0), steps=1)
+
+
+def test_sizes_that_do_not_divide_are_refused_with_the_arithmetic():
+    with pytest.raises(ValueError, match=r"num_envs \* length = 4 \* 8 = 32 is not divisible by num_minibatches = 5"):
+        CONFIG.replace(num_minibatches=5)
+
+
+def test_a_directory_that_holds_a_run_is_refused_and_kept(tmp_path):
+    fit(jax.random.key(0), steps=STEP, run_dir=tmp_path)
+    before = (tmp_path / "metrics.jsonl").read_text()
+    with pytest.raises(ValueError, match="holds a run already"):
+        fit(jax.random.key(0), steps=STEP, run_dir=tmp_path)
+    assert (tmp_path / "metrics.jsonl").read_text() == before
+
+
+def test_nan_from_the_environment_is_counted_said_and_kept_from_the_parameters(capsys):
+    @dataclasses.dataclass(frozen=True)
+    class Breaks(type(ENV)):
+        def step(self, params, state, action, key):
+            state, step = super().step(params, state, action, key)
+            return state, step.replace(observation=jnp.where(step.observation[0] > 0, jnp.nan, step.observation))
+
+    result = train.fit(ppo, CONFIG, Breaks(max_steps=5), jax.random.key(0), steps=4 * STEP, evaluate_every=0)
+    assert result.metrics["non_finite"].sum() > 0
+    assert all(np.all(np.isfinite(leaf)) for leaf in jax.tree.leaves(result.run.agent))
+    assert "episodes broke down" in capsys.readouterr().out
