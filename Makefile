@@ -27,7 +27,7 @@ tests: $(VENV)/installed
 	$(BIN)/pytest --numprocesses auto --dist worksteal -m "not slow"
 
 smoke: $(VENV)/installed
-	$(BIN)/pytest -m "not slow" tests/test_agents.py tests/test_returns.py tests/test_readme.py
+	$(BIN)/pytest -m "not slow" tests/test_agents.py tests/test_returns.py tests/test_docs.py
 
 slow: $(VENV)/installed
 	$(BIN)/pytest -m slow

@@ -3,7 +3,8 @@ r"""Proximal policy optimisation (PPO).
 Follows the policy gradient over several epochs of minibatches of one rollout, with the gain of moving away from the
 policy that collected it cut off where the ratio of probabilities leaves [1 - epsilon, 1 + epsilon]:
 
-    L_clip(theta) = E[ min( r_t A_t, clip(r_t, 1 - epsilon, 1 + epsilon) A_t ) ],   r_t = pi(a_t | s_t) / pi_old(a_t | s_t),
+    L_clip(theta) = E[ min( r_t A_t, clip(r_t, 1 - epsilon, 1 + epsilon) A_t ) ],
+    r_t = pi(a_t | s_t) / pi_old(a_t | s_t),
     L(theta) = -L_clip + c_v/2 E[ (V(s_t) - G_t)^2 ] - c_e E[ H(pi(. | s_t)) ],
     A_t = GAE(discount, lambda),    G_t = A_t + V_old(s_t).
 
@@ -16,6 +17,7 @@ those: a truncated episode bootstraps from its true last observation.
 
 from __future__ import annotations
 
+import dataclasses
 import math
 from typing import Any
 
@@ -26,7 +28,7 @@ import optax
 from flax import struct
 
 from jaxrl import networks, normalise, policies, returns
-from jaxrl.types import Box, Metrics, Rollout, Spec, Transition, check_batch, check_positive
+from jaxrl.types import Metrics, Rollout, Spec, Transition, check_batch, check_between, check_positive
 
 
 @struct.dataclass
@@ -52,6 +54,9 @@ class Config:
 
     def __post_init__(self) -> None:
         check_positive("Config", num_epochs=self.num_epochs, num_minibatches=self.num_minibatches)
+        check_between("Config", 0, 1, open_=True, discount=self.discount)
+        check_between("Config", 0, 1, lambda_=self.lambda_)
+        check_between("Config", 0, math.inf, learning_rate=self.learning_rate, clip_ratio=self.clip_ratio)
         size = self.data.num_envs * self.data.length
         if size % self.num_minibatches:
             raise ValueError(
@@ -91,8 +96,14 @@ def network(config: Config, spec: Spec) -> ActorCritic:
     return ActorCritic(config.hidden_sizes, config.activation, spec)
 
 
+def apply(config: Config, spec: Spec, params: Any, observation: jax.Array) -> tuple[policies.Distribution, jax.Array]:
+    """Policy and value at a normalised observation [..., *observation]."""
+    outputs: Any = network(config, spec).apply(params, observation)
+    return outputs
+
+
 def optimiser(config: Config, updates: jax.Array | int) -> optax.GradientTransformation:
-    """Adam with clipped gradients and the step size of this update; built where it is traced, so that all stays traced."""
+    """Adam with clipped gradients and the step size of this update; built where it is traced, so that it stays so."""
     return optax.chain(
         optax.clip_by_global_norm(config.max_gradient_norm),
         optax.scale_by_adam(eps=1e-5),
@@ -112,7 +123,7 @@ def act(
 ) -> tuple[jax.Array, dict[str, jax.Array]]:
     """An action for each observation [..., *observation], and its log-probability; without a key, the mode."""
     state.spec.observation.check("observation", observation)
-    policy, _ = network(config, state.spec).apply(state.params, normalise.apply(state.normaliser, observation))
+    policy, _ = apply(config, state.spec, state.params, normalise.apply(state.normaliser, observation))
     if key is None:
         return policy.mode(), {}
     action, log_prob = policy.sample_and_log_prob(seed=key)
@@ -133,12 +144,11 @@ class Samples:
 
 def samples(config: Config, state: State, batch: Transition) -> Samples:
     """The rollout [T, N] with its advantages, flattened to [T N]."""
-    apply = network(config, state.spec).apply
     observation, next_observation = (
         normalise.apply(state.normaliser, x) for x in (batch.observation, batch.next_observation)
     )
-    _, values = apply(state.params, observation)
-    _, next_values = apply(state.params, next_observation)
+    _, values = apply(config, state.spec, state.params, observation)
+    _, next_values = apply(config, state.spec, state.params, next_observation)
     advantages = returns.gae(
         batch.reward, values, next_values, batch.terminated, batch.truncated, config.discount, config.lambda_
     )
@@ -148,7 +158,7 @@ def samples(config: Config, state: State, batch: Transition) -> Samples:
 
 def loss(params: Any, config: Config, spec: Spec, batch: Samples) -> tuple[jax.Array, Metrics]:
     """L of eq. (9), to be minimised, over a minibatch [B]."""
-    policy, values = network(config, spec).apply(params, batch.observation)
+    policy, values = apply(config, spec, params, batch.observation)
     advantage = (batch.advantage - jnp.mean(batch.advantage)) / (jnp.std(batch.advantage) + 1e-8)
     log_ratio = policy.log_prob(batch.action) - batch.log_prob
     ratio = jnp.exp(log_ratio)
@@ -187,9 +197,11 @@ def update(config: Config, state: State, batch: Transition, key: jax.Array) -> t
             new = jax.tree.map(lambda old, new: jnp.where(stopped, old, new), (params, opt_state), new)
         return (*new, stopped), metrics | {"gradient_norm": optax.tree.norm(gradients), "stopped": stopped}
 
-    order = shuffle(key, rollout.value.size, config.num_epochs).reshape(-1, rollout.value.size // config.num_minibatches)
+    order = shuffle(key, rollout.value.size, config.num_epochs).reshape(
+        -1, rollout.value.size // config.num_minibatches
+    )
     (params, opt_state, _), metrics = jax.lax.scan(step, (state.params, state.optimiser, jnp.array(False)), order)
-    state = state.replace(params=params, optimiser=opt_state, updates=state.updates + 1)
+    state = dataclasses.replace(state, params=params, optimiser=opt_state, updates=state.updates + 1)
     explained = 1 - jnp.var(rollout.target - rollout.value) / (jnp.var(rollout.target) + 1e-8)
     return state, jax.tree.map(jnp.mean, metrics) | {"explained_variance": explained}
 

@@ -1,3 +1,7 @@
-"""Reinforcement learning as pure functions over pytrees: `from jaxrl import envs, train` and `from jaxrl.agents import ppo`."""
+"""Reinforcement learning as pure functions over pytrees.
+
+from jaxrl import envs, train
+from jaxrl.agents import ppo
+"""
 
 __version__ = "0.1.0"

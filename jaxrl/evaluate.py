@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import dataclasses
+import types
 from typing import Any
 
 import jax
@@ -49,7 +51,7 @@ def evaluate(
     reset_key, key = jax.random.split(key)
     lanes = rollout.lanes(env, episodes, resets="fresh")
     env_state, observation = jax.vmap(env.reset, (None, 0))(params, jax.random.split(reset_key, episodes))
-    lanes = lanes.replace(state=env_state, observation=observation, ended=jnp.zeros(episodes, bool))
+    lanes = dataclasses.replace(lanes, state=env_state, observation=observation, ended=jnp.zeros(episodes, bool))
     nothing = jnp.zeros(episodes, bool)
 
     def policy(observation: jax.Array, key: jax.Array) -> jax.Array:
@@ -67,7 +69,8 @@ def evaluate(
         action = policy(lanes.observation, policy_key)
         env_state, step, broken = rollout.step_all(env, params, lanes, action, jax.random.split(step_key, episodes))
         alive = ~lanes.ended
-        lanes = lanes.replace(
+        lanes = dataclasses.replace(
+            lanes,
             state=env_state,
             observation=step.observation,
             ended=lanes.ended | step.terminated | step.truncated,
@@ -78,3 +81,13 @@ def evaluate(
 
     lanes, terminated, non_finite, _ = jax.lax.while_loop(running, body, (lanes, nothing, nothing, key))
     return Evaluation(lanes.episode_return, lanes.episode_length, terminated, non_finite)
+
+
+def random_returns(env: Environment, key: jax.Array, *, episodes: int) -> jax.Array:
+    """Returns [episodes] of the policy that draws its actions from `env.spec.action.sample`: what there is to beat."""
+
+    def act(config: Any, state: Any, observation: jax.Array, key: jax.Array) -> tuple[jax.Array, dict[str, Any]]:
+        return jax.vmap(env.spec.action.sample)(jax.random.split(key, episodes)), {}
+
+    agent = types.SimpleNamespace(act=act)
+    return evaluate(agent, None, None, env, key, episodes=episodes, greedy=False).returns

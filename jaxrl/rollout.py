@@ -7,6 +7,7 @@ that the loop itself never asks whether an agent learns on-policy. Here they are
 
 from __future__ import annotations
 
+import dataclasses
 import functools
 from collections.abc import Callable
 from typing import Any
@@ -77,7 +78,7 @@ def _(
 
 
 def lanes(env: Environment, num_envs: int, resets: str = "pool") -> Lanes:
-    """N lanes that have not started: the first `collect` resets them, so that a reset is compiled once and only there."""
+    """N lanes that have not started: the first `collect` resets them, so that a reset is compiled once, only there."""
     start = jax.eval_shape(lambda key: env.reset(env.params(), key), jax.random.key(0))
     state, observation = jax.tree.map(lambda leaf: _zeros((num_envs, *leaf.shape), leaf.dtype), start)
     return Lanes(
@@ -97,9 +98,7 @@ def _zeros(shape: tuple[int, ...], dtype: Any) -> jax.Array:
     return jnp.zeros(shape, dtype)
 
 
-def collect(
-    env: Environment, policy: Policy, lanes: Lanes, key: jax.Array, length: int
-) -> tuple[Lanes, Transition]:
+def collect(env: Environment, policy: Policy, lanes: Lanes, key: jax.Array, length: int) -> tuple[Lanes, Transition]:
     """Step every lane `length` times: the lanes as they are then, and the transitions [length, N].
 
     `extras` holds what the policy returned, `metrics` (of the environment), `non_finite` (the lane was stopped because
@@ -130,7 +129,8 @@ def collect(
 def _restart(lanes: Lanes, start: tuple[PyTree, jax.Array]) -> Lanes:
     """The lanes, with those that ended at their new start."""
     state, observation = where(lanes.ended, start, (lanes.state, lanes.observation))
-    return lanes.replace(
+    return dataclasses.replace(
+        lanes,
         state=state,
         observation=observation,
         episode_return=jnp.where(lanes.ended, 0, lanes.episode_return),
@@ -161,7 +161,8 @@ def _step(
             "metrics": step.metrics,
         },
     )
-    lanes = lanes.replace(
+    lanes = dataclasses.replace(
+        lanes,
         state=state,
         observation=step.observation,
         ended=ended,
@@ -186,7 +187,8 @@ def step_all(
     non_finite = ~(jnp.isfinite(step.reward) & jnp.all(jnp.isfinite(step.observation), axes))
     terminated = step.terminated & ~non_finite
     over = lanes.episode_length + 1 >= env.max_steps
-    step = step.replace(
+    step = dataclasses.replace(
+        step,
         observation=where(non_finite, lanes.observation, step.observation),
         reward=jnp.where(non_finite, 0, step.reward),
         terminated=terminated,
@@ -218,7 +220,7 @@ def _renew(env: Environment, lanes: Lanes, key: jax.Array, length: int) -> Lanes
     begin = jnp.where(first, 0, lanes.turn)
     end = begin + jnp.where(first, windows, 1)
     prepared = jax.lax.fori_loop(begin, end, renew, lanes.prepared)
-    return lanes.replace(prepared=prepared, turn=end % windows)
+    return dataclasses.replace(lanes, prepared=prepared, turn=end % windows)
 
 
 def where(condition: jax.Array, true: PyTree, false: PyTree) -> PyTree:

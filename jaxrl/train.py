@@ -65,7 +65,7 @@ def loop(agent: Any, env: Environment) -> Loop:
     return _loop(agent, env)
 
 
-@functools.lru_cache(maxsize=None)
+@functools.cache
 def _loop(agent: Any, env: Environment) -> Loop:
     _check_environment(env)
 
@@ -204,10 +204,8 @@ class _Programs(NamedTuple):
     evaluate: Any  # (config, agent state, key) -> Evaluation [seeds, 2 episodes], greedy ones first
 
 
-@functools.lru_cache(maxsize=None)
-def _programs(
-    agent: Any, env: Environment, capacity: int, episodes: int, devices: tuple[jax.Device, ...]
-) -> _Programs:
+@functools.cache
+def _programs(agent: Any, env: Environment, capacity: int, episodes: int, devices: tuple[jax.Device, ...]) -> _Programs:
     """The compiled functions of `fit`, over a leading seed axis."""
     bound = loop(agent, env)
     greedy = jnp.arange(2 * episodes) < episodes
@@ -251,8 +249,8 @@ def _check_agent(agent: Any) -> None:
     missing = [name for name in ("Config", "init", "act", "update") if not hasattr(agent, name)]
     if missing:
         raise ValueError(
-            f"agent {getattr(agent, '__name__', agent)!r} lacks {', '.join(missing)}: an agent is a module with Config, "
-            f"init, act and update, such as jaxrl.agents.ppo"
+            f"agent {getattr(agent, '__name__', agent)!r} lacks {', '.join(missing)}: an agent is a module with "
+            f"Config, init, act and update, such as jaxrl.agents.ppo"
         )
 
 
@@ -262,7 +260,7 @@ def _check_config(agent: Any, config: Any) -> None:
 
 
 def _check_environment(env: Environment) -> None:
-    """Raises ValueError unless the shapes and types of `env` are those of its spec and stay the same from step to step."""
+    """Raises ValueError unless the shapes and types of `env` are those of its spec, and stay the same at each step."""
     missing = [name for name in ("spec", "max_steps", "params", "reset", "step") if not hasattr(env, name)]
     if missing:
         raise ValueError(f"environment {env!r} lacks {', '.join(missing)}; see jaxrl.types.Environment")
@@ -289,5 +287,5 @@ def _check_environment(env: Environment) -> None:
                 f"{'float' if name == 'reward' else 'bool'}"
             )
     before, after = (jax.tree.map(lambda leaf: (leaf.shape, leaf.dtype), tree) for tree in (state, next_state))
-    if jax.tree.structure(state) != jax.tree.structure(next_state) or before != after:
+    if str(jax.tree.structure(before)) != str(jax.tree.structure(after)) or before != after:
         raise ValueError(f"environment {env!r}: step changes the structure of its state, from {before} to {after}")

@@ -300,6 +300,18 @@ def check_positive(owner: str, **sizes: int) -> None:
             raise ValueError(f"{owner}.{name} must be an integer of at least 1, got {size!r}")
 
 
+def check_between(owner: str, low: float, high: float, *, open_: bool = False, **values: Any) -> None:
+    """Raises ValueError unless each value lies in [low, high], or in [low, high) if `open_`.
+
+    Arrays and tracers pass unchecked: a configuration is built anew wherever it is traced.
+    """
+    for name, value in values.items():
+        if not isinstance(value, (int, float, np.integer, np.floating)):
+            continue
+        if not (low <= value < high if open_ else low <= value <= high):
+            raise ValueError(f"{owner}.{name} must be in [{low}, {high}{')' if open_ else ']'}, got {value}")
+
+
 def _check_resets(owner: str, resets: str) -> None:
     if resets not in ("pool", "fresh"):
         raise ValueError(f"{owner}.resets must be 'pool' or 'fresh', got {resets!r}")

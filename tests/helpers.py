@@ -9,10 +9,7 @@ import numpy as np
 from jaxrl import agents
 from jaxrl.types import Replay, Rollout
 
-AGENTS = [
-    importlib.import_module(f"jaxrl.agents.{module.name}")
-    for module in pkgutil.iter_modules(agents.__path__)
-]
+AGENTS = [importlib.import_module(f"jaxrl.agents.{module.name}") for module in pkgutil.iter_modules(agents.__path__)]
 
 
 def small(agent, **settings):

@@ -168,7 +168,9 @@ def changed_lanes(agent):
     def run(config):
         action = agent.act(config, case.state, case.batch.observation, jax.random.key(0))
         keys = jax.random.split(jax.random.key(1), 3)
-        return action, jax.lax.scan(lambda s, key: (agent.update(config, s, case.batch, key)[0], None), case.state, keys)[0]
+        return action, jax.lax.scan(
+            lambda s, key: (agent.update(config, s, case.batch, key)[0], None), case.state, keys
+        )[0]
 
     return jax.jit(jax.vmap(run))(configs)
 

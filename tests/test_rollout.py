@@ -1,4 +1,4 @@
-"""The rollout against a simulation in plain Python, and what it promises about ends, limits, resets and broken lanes."""
+"""The rollout against a simulation in plain Python, and its promises about ends, limits, resets and broken lanes."""
 
 import dataclasses
 

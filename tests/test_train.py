@@ -113,7 +113,7 @@ def test_a_new_float_compiles_nothing():
     assert not [name for name in compiled if name in ("init", "chunk", "evaluate")], compiled
 
 
-class log_compiles:  # noqa: N801
+class log_compiles:
     """Collects the names of the functions that JAX compiles inside."""
 
     def __init__(self, names):
@@ -163,7 +163,7 @@ TRAIN = """
 
 
 def test_seeds_are_shared_among_devices():
-    """With other numbers of lanes side by side on each device, XLA rounds otherwise: the same, but not to the last bit."""
+    """With another number of lanes on each device XLA rounds otherwise: the same, but not to the last bit."""
     runs = {}
     for devices in ("1", "2"):
         flags = f"--xla_force_host_platform_device_count={devices}"

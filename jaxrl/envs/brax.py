@@ -76,6 +76,9 @@ class Brax:
             action=Box((env.action_size,), -1.0, 1.0, dtype=jnp.result_type(float).name),
         )
 
+    def __repr__(self) -> str:
+        return f"Brax({type(self.env).__name__}, backend={self.env.backend!r}, max_steps={self.max_steps})"
+
     def params(self) -> PyTree:
         return {}
 

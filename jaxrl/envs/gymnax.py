@@ -80,6 +80,9 @@ class Gymnax:
         self.spec = Spec(space(env.observation_space(defaults)), space(env.action_space(defaults)))
         self._defaults = defaults
 
+    def __repr__(self) -> str:
+        return f"Gymnax({self.env.name}, max_steps={self.max_steps})"
+
     def params(self) -> PyTree:
         return strong(self._defaults)
 

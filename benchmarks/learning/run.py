@@ -1,0 +1,121 @@
+"""Learning curves, beside the random policy and a peer: `python benchmarks/learning/run.py ppo-cartpole`.
+
+Writes NAME.json (settings, versions, raw returns of every seed) and NAME.png beside this file. Returns are those of
+evaluations: 16 whole episodes with sampled actions, as the peers evaluate; the greedy ones are kept too. The peers'
+numbers are in peers/, with their settings; benchmarks/peers has the scripts that made them.
+"""
+
+import argparse
+import json
+import os
+import time
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import jax
+import numpy as np
+
+jax.config.update("jax_num_cpu_devices", os.cpu_count())  # each core takes its share of the seeds
+
+from jaxrl import envs, evaluate, log, plot, stats, train  # noqa: E402
+from jaxrl.agents import ppo  # noqa: E402
+from jaxrl.types import Rollout  # noqa: E402
+
+HERE = Path(__file__).parent
+
+
+class Task(NamedTuple):
+    """What is learned, how, and beside whom."""
+
+    agent: Any
+    environment: str
+    config: Any
+    seeds: int
+    steps: int
+    peer: str  # a file in peers/
+    label: str
+    title: str
+
+
+TASKS = {
+    "ppo-cartpole": Task(
+        agent=ppo,
+        environment="gymnax/CartPole-v1",
+        config=ppo.Config(
+            learning_rate=2.5e-4,
+            anneal_updates=500_000 / 512,
+            entropy_coefficient=0.01,
+            normalise_observations=False,
+            data=Rollout(num_envs=4, length=128),
+        ),
+        seeds=16,
+        steps=500_000,
+        peer="rejax-ppo-cartpole.json",
+        label="rejax 0.1.3, PPO",
+        title="CartPole-v1: PPO, 4 environments x 128 steps",
+    ),
+    "ppo-inverted-pendulum": Task(
+        agent=ppo,
+        environment="brax/inverted_pendulum",
+        config=ppo.Config(
+            learning_rate=1e-3,
+            entropy_coefficient=0.01,
+            num_minibatches=8,
+            data=Rollout(num_envs=64, length=32),
+        ),
+        seeds=8,
+        steps=409_600,
+        peer="rejax-ppo-inverted-pendulum-tuned.json",
+        label="rejax 0.1.3, PPO, tuned",
+        title="Brax inverted pendulum (spring): PPO, 64 environments x 32 steps",
+    ),
+}
+
+
+def main(name: str) -> None:
+    task = TASKS[name]
+    env = envs.make(task.environment)
+    begin = time.monotonic()
+    every = task.steps / 20
+    result = train.fit(
+        task.agent, task.config, env, jax.random.key(0), steps=task.steps, seeds=task.seeds, evaluate_every=every
+    )
+    seconds = time.monotonic() - begin
+    random = np.asarray(jax.jit(lambda key: evaluate.random_returns(env, key, episodes=256))(jax.random.key(1))).mean()
+    steps, sampled = result.evaluations["steps"], result.evaluations["sampled"].mean(-1)
+    record = {
+        "command": f"python benchmarks/learning/run.py {name}",
+        "environment": repr(env),
+        "config": log.describe(task.config),
+        "versions": {"jax": jax.__version__},
+        "device": f"{jax.device_count()} x {jax.devices()[0].device_kind}",
+        "seconds, compilation and evaluations included": round(seconds, 1),
+        "random policy": float(random),
+        "steps": steps.tolist(),
+        "returns, actions sampled": sampled.tolist(),
+        "returns, greedy": result.evaluations["greedy"].mean(-1).tolist(),
+    }
+    (HERE / f"{name}.json").write_text(json.dumps(record) + "\n")
+    peer = json.loads((HERE / "peers" / task.peer).read_text())
+    plot.curves(
+        HERE / f"{name}.png",
+        {"jaxrl, PPO": (steps, sampled), task.label: (np.array(peer["steps"]), np.array(peer["returns"]))},
+        xlabel="environment steps (per seed)",
+        ylabel="return of an episode, actions sampled",
+        title=task.title,
+        references={f"random policy ({random:.0f})": float(random)},
+    )
+    for label, at, returns in (
+        ("jaxrl", steps, sampled),
+        (task.label, np.array(peer["steps"]), np.array(peer["returns"])),
+    ):
+        for share in (0.25, 0.5, 1.0):
+            point = int(np.argmin(np.abs(at - share * steps[-1])))
+            low, high = stats.bootstrap_interval(returns[:, point], stats.mean)
+            print(f"{label:<26} {at[point]:>9,} steps: mean {returns[:, point].mean():6.1f}  [{low:.1f}, {high:.1f}]")
+
+
+if __name__ == "__main__":
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("name", choices=TASKS)
+    main(parser.parse_args().name)
