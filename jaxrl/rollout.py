@@ -32,7 +32,7 @@ class Lanes:
     episode_return: jax.Array  # [N] so far, undiscounted
     episode_length: jax.Array  # [N] int32, steps so far
     prepared: tuple[PyTree, jax.Array] | None  # the next start of each lane; None if it is computed at every step
-    turn: jax.Array  # [] int32: which window of `prepared` is renewed next; -1 before the first
+    turn: jax.Array  # [] int32: rollouts so far, modulo those that renew `prepared` once; -1 before the first
 
 
 @functools.singledispatch
@@ -199,28 +199,29 @@ def step_all(
 
 
 def _renew(env: Environment, lanes: Lanes, key: jax.Array, length: int) -> Lanes:
-    """Prepare new starts for the next window of lanes; for all of them before the first step.
+    """Prepare new starts for a window of the lanes, in turn; for all of them before the first step.
 
-    A window is as large as is needed to renew every lane once in 64 steps. The loop has a traced number of turns, so
-    that the reset inside it is compiled once.
+    Windows are as large, and follow as fast, as is needed to renew every lane once in 64 steps. The loop has a traced
+    number of turns, so that the reset inside it is compiled once.
     """
     if lanes.prepared is None:
         return lanes
     num_envs = lanes.ended.shape[0]
     size = max(1, num_envs * min(length, 64) // 64)
     windows = -(-num_envs // size)
+    pause = max(1, 64 // (windows * length))  # rollouts from one window to the next
 
-    def renew(turn: jax.Array, prepared: PyTree) -> PyTree:
-        index = (turn * size + jnp.arange(size)) % num_envs
-        keys = jax.random.split(jax.random.fold_in(key, turn), size)
+    def renew(window: jax.Array, prepared: PyTree) -> PyTree:
+        index = (window * size + jnp.arange(size)) % num_envs
+        keys = jax.random.split(jax.random.fold_in(key, window), size)
         start = jax.vmap(env.reset, (None, 0))(env.params(), keys)
         return jax.tree.map(lambda old, new: old.at[index].set(new), prepared, start)
 
     first = lanes.turn < 0
-    begin = jnp.where(first, 0, lanes.turn)
-    end = begin + jnp.where(first, windows, 1)
+    begin = jnp.where(first, 0, lanes.turn // pause)
+    end = jnp.where(first, windows, begin + (lanes.turn % pause == 0))
     prepared = jax.lax.fori_loop(begin, end, renew, lanes.prepared)
-    return dataclasses.replace(lanes, prepared=prepared, turn=end % windows)
+    return dataclasses.replace(lanes, prepared=prepared, turn=(lanes.turn + 1) % (windows * pause))
 
 
 def where(condition: jax.Array, true: PyTree, false: PyTree) -> PyTree:
