@@ -29,9 +29,11 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 from flax import struct
-from jax.typing import ArrayLike
 
 from jaxrl import normalise, rollout
+from jaxrl.returns import Bootstrap as Bootstrap
+from jaxrl.returns import bootstrap as bootstrap
+from jaxrl.returns import until_end
 from jaxrl.types import Environment, Metrics, PyTree, Replay, Spec, Transition
 
 # ---------------------------------------------------------------------------------------- the buffer
@@ -125,8 +127,10 @@ def _empty(data: Replay, spec: Spec) -> Buffer:
 def insert(buffer: Buffer, transition: Transition) -> Buffer:
     """Add one step `[N, ...]` of every environment, in place of the oldest where the buffer is full.
 
-    O(N), whatever the capacity; under `jit`, the rings are written in place if the buffer is donated or carried by a
-    loop. Raises ValueError if there is not one step for each environment.
+    Each environment goes on from the `next_observation` of its last step, unless that was an end. O(N), whatever the
+    capacity; under `jit`, the rings are written in place if the buffer is donated or carried by a loop.
+
+    Raises ValueError if there is not one step for each environment.
     """
     length, num_envs = buffer.steps.reward.shape
     if jnp.shape(transition.reward) != (num_envs,):
@@ -196,7 +200,7 @@ def _windows(buffer: Buffer, row: jax.Array, lane: jax.Array, n_step: int) -> Tr
     length = len(buffer.steps.reward)
     time = jnp.arange(n_step + 1)[:, None]
     rows = (row + time[:-1]) % length
-    taken = _taken(_ended(buffer.steps, rows, lane))
+    taken = until_end(_ended(buffer.steps, rows, lane))
     count = jnp.sum(taken, axis=0)
     rows = (row + jnp.minimum(time[:-1], count - 1)) % length
     steps = jax.tree.map(lambda ring: ring[rows, lane], buffer.steps)
@@ -208,48 +212,6 @@ def _windows(buffer: Buffer, row: jax.Array, lane: jax.Array, n_step: int) -> Tr
         next_observation=observation[1:],
         terminated=steps.terminated,
         truncated=steps.truncated,
-    )
-
-
-def _taken(ended: jax.Array) -> jax.Array:
-    """Which rows [n_step, B] of a window are not behind its first end: the others are padding."""
-    return jnp.cumsum(ended, axis=0) - ended == 0
-
-
-@struct.dataclass
-class Bootstrap:
-    """What a window says of the value of its first step: `returns + discount * V(observation)`."""
-
-    returns: jax.Array  # [B]: discounted sum of the rewards
-    observation: jax.Array  # [B, *observation]: the one successor to evaluate
-    discount: jax.Array  # [B]: of its value; 0 if the episode terminated
-
-
-def bootstrap(window: Transition, discount: ArrayLike) -> Bootstrap:
-    """Sum up each window `[n_step, B]`: the n-step return of its first step, but for the value of one successor.
-
-        y = sum_{k<m} discount^k r_k + discount^m (1 - terminated_{m-1}) V(s_m),
-
-    where m is n_step, or the number of steps up to and including the first end; s_m is the true successor of the last
-    of them. Rows after the first end are not used, so that a window may be any piece of a rollout.
-
-    Source: Sutton and Barto 2018, "Reinforcement Learning", eq. (7.1).
-
-    >>> flag, number = jnp.array([[False], [True], [False]]), jnp.ones((3, 1))
-    >>> window = Transition(number, number, number, number, terminated=~flag & flag, truncated=flag)
-    >>> y = bootstrap(window, 0.5)
-    >>> y.returns, y.discount
-    (Array([1.5], dtype=float32), Array([0.25], dtype=float32))
-    """
-    taken = _taken(window.terminated | window.truncated)
-    count = jnp.sum(taken, axis=0)
-    discount = jnp.asarray(discount, window.reward.dtype)
-    weights = discount ** jnp.arange(len(taken))[:, None]
-    over = jnp.any(window.terminated & taken, axis=0)
-    return Bootstrap(
-        returns=jnp.sum(jnp.where(taken, weights * window.reward, 0), axis=0),
-        observation=window.next_observation[count - 1, jnp.arange(len(count))],
-        discount=jnp.where(over, 0, discount**count),
     )
 
 

@@ -21,9 +21,10 @@ from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
+from flax import struct
 from jax.typing import ArrayLike
 
-from jaxrl.types import check_positive
+from jaxrl.types import Transition, check_positive
 
 
 class VTrace(NamedTuple):
@@ -193,6 +194,48 @@ def retrace(
     c = lambda_ * _clipped_ratio(log_ratios, 1.0)
     errors = rewards + discount * jnp.where(terminated, 0, next_values) - q_values
     return q_values + _accumulate(errors, discount * jnp.roll(c, -1, axis=0), continues)
+
+
+@struct.dataclass
+class Bootstrap:
+    """What a window says of the value of its first step: `returns + discount * V(observation)`."""
+
+    returns: jax.Array  # [B]: discounted sum of the rewards
+    observation: jax.Array  # [B, *observation]: the one successor to evaluate
+    discount: jax.Array  # [B]: of its value; 0 if the episode terminated
+
+
+def bootstrap(window: Transition, discount: ArrayLike) -> Bootstrap:
+    """Sum up each window `[n_step, B]`: the n-step return of its first step, but for the value of one successor.
+
+        y = sum_{k<m} discount^k r_k + discount^m (1 - terminated_{m-1}) V(s_m),
+
+    where m is n_step, or the number of steps up to and including the first end; s_m is the true successor of the last
+    of them. Rows after the first end are not used, so that a window may be any piece of a rollout.
+
+    Source: Sutton and Barto 2018, "Reinforcement Learning", eq. (7.1).
+
+    >>> flag, number = jnp.array([[False], [True], [False]]), jnp.ones((3, 1))
+    >>> window = Transition(number, number, number, number, terminated=~flag & flag, truncated=flag)
+    >>> y = bootstrap(window, 0.5)
+    >>> y.returns, y.discount
+    (Array([1.5], dtype=float32), Array([0.25], dtype=float32))
+    """
+    taken = until_end(window.terminated | window.truncated)
+    count = jnp.sum(taken, axis=0)
+    discount = jnp.asarray(discount, window.reward.dtype)
+    weights = discount ** jnp.arange(len(taken))[:, None]
+    over = jnp.any(window.terminated & taken, axis=0)
+    return Bootstrap(
+        returns=jnp.sum(jnp.where(taken, weights * window.reward, 0), axis=0),
+        observation=window.next_observation[count - 1, jnp.arange(len(count))],
+        discount=jnp.where(over, 0, discount**count),
+    )
+
+
+def until_end(ended: jax.Array) -> jax.Array:
+    """Which rows of a window `[n, B]` are not behind its first end, as bool `[n, B]`: the others are padding."""
+    return jnp.cumsum(ended, axis=0) - ended == 0
 
 
 def _accumulate(increments: jax.Array, factors: jax.Array, continues: jax.Array) -> jax.Array:

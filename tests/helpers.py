@@ -17,7 +17,7 @@ def small(agent, **settings):
     config = agent.Config()
     data = Rollout(num_envs=4, length=8)
     if isinstance(config.data, Replay):
-        data = Replay(num_envs=4, capacity=64, batch_size=8, n_step=config.data.n_step, warmup=16)
+        data = Replay(num_envs=4, capacity=64, batch_size=8, n_step=config.data.n_step, warmup=8)
     config = config.replace(data=data, learning_rate=0.01)
     if hasattr(config, "hidden_sizes"):
         config = config.replace(hidden_sizes=(8, 8))

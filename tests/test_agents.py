@@ -166,11 +166,11 @@ def changed_lanes(agent):
     configs = jax.tree.map(lambda *leaves: jnp.array(leaves, float), case.config, *configs)
 
     def run(config):
-        action = agent.act(config, case.state, case.batch.observation, jax.random.key(0))
+        state = agent.init(config, case.env.spec, jax.random.key(0))
+        action = agent.act(config, state, case.batch.observation, jax.random.key(0))
         keys = jax.random.split(jax.random.key(1), 3)
-        return action, jax.lax.scan(
-            lambda s, key: (agent.update(config, s, case.batch, key)[0], None), case.state, keys
-        )[0]
+        state, _ = jax.lax.scan(lambda s, key: (agent.update(config, s, case.batch, key)[0], None), state, keys)
+        return action, state
 
     return jax.jit(jax.vmap(run))(configs)
 

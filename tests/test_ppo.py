@@ -115,7 +115,7 @@ def test_the_step_size_falls_to_zero(collected):
 
 
 def test_gradients_are_clipped_by_their_global_norm(collected):
-    state, batch = collected
+    state, _ = collected
     gradients = jax.tree.map(lambda leaf: jnp.ones_like(leaf), state.params)
     config = CONFIG.replace(max_gradient_norm=1e-9)  # far below Adam's epsilon: steps as good as vanish
     adam = ppo.optimiser(config, 0)

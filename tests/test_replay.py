@@ -385,6 +385,25 @@ def test_bytes_are_those_of_the_buffer() -> None:
     assert sum(leaf.nbytes for leaf in jax.tree.leaves(buffer)) == replay.bytes_needed(data, WIDE) == needed
 
 
+@pytest.mark.parametrize(
+    ("settings", "message"),
+    [
+        (
+            {"capacity": 10, "num_envs": 3},
+            "capacity = 10 is not divisible by num_envs = 3, which share it equally; 9 is",
+        ),
+        (
+            {"capacity": 15, "num_envs": 4, "n_step": 3},
+            "num_envs = 4 environments: expected at least 16, and less than",
+        ),
+        ({"capacity": 2**30}, r"capacity = 1073741824 .* less than 2\*\*30"),
+    ],
+)
+def test_a_capacity_that_does_not_fit_is_refused(settings: dict[str, int], message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        Replay(**settings)
+
+
 def test_a_buffer_larger_than_the_memory_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
     data = Replay(num_envs=4, capacity=400)
     monkeypatch.setattr(replay, "memory", lambda: 8956)

@@ -235,9 +235,9 @@ def test_replay_may_start_at_once_but_not_before() -> None:
 
 
 def test_replay_holds_a_window_of_every_environment() -> None:
-    assert Replay(num_envs=16, n_step=3, capacity=48).capacity == 48
-    with pytest.raises(ValueError, match=says("Replay.capacity = 47", "n_step = 3", "num_envs = 16", "at least 48")):
-        Replay(num_envs=16, n_step=3, capacity=47)
+    assert Replay(num_envs=16, n_step=3, capacity=64).capacity == 64
+    with pytest.raises(ValueError, match=says("Replay.capacity = 63", "n_step = 3", "num_envs = 16", "at least 64")):
+        Replay(num_envs=16, n_step=3, capacity=63)
 
 
 @pytest.mark.parametrize("kind", [Rollout, Replay])

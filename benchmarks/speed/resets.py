@@ -1,7 +1,7 @@
 """Two ways to reset, side by side: `python benchmarks/speed/resets.py brax/inverted_pendulum`.
 
-Times rollouts of random actions with prepared resets ("pool") and with a reset computed at every step ("fresh"): seconds
-of compilation, and steps per second over pairs A B A B, as median and range of the ratio. Writes resets.json.
+Times rollouts of random actions with prepared resets ("pool") and with a reset computed at every step ("fresh"):
+seconds of compilation, and steps per second over pairs A B A B, as median and range of the ratio. Writes resets.json.
 """
 
 import argparse

@@ -1,0 +1,187 @@
+r"""Soft actor-critic (SAC).
+
+Learns, off-policy, a stochastic policy that maximises return plus entropy. Critics regress on one-step (or m-step) soft
+targets, the actor climbs the smallest of them, and the temperature alpha keeps the entropy at a target:
+
+    y = sum_{k<m} discount^k r_k + discount^m (1 - terminated) (min_i Q_target_i(s_m, a') - alpha log pi(a' | s_m)),
+    J_Q = E[ sum_i 1/2 (Q_i(s, a) - y)^2 ],                                   a' ~ pi(. | s_m),
+    J_pi = E[ alpha log pi(a | s) - min_i Q_i(s, a) ],                        a ~ pi(. | s), reparametrised,
+    J_alpha = E[ -alpha (log pi(a | s) + target_entropy) ].
+
+Source: Haarnoja et al. 2018, "Soft Actor-Critic Algorithms and Applications", eqs. (5), (9) and (18), and algorithm 1;
+the minimum over critics is that of Fujimoto et al. 2018, "Addressing Function Approximation Error in Actor-Critic
+Methods".
+Differs from the paper: one Adam takes the three losses at once, each with respect to its own parameters; the
+temperature is learned as its logarithm; n-step targets without correction are a setting.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+from typing import Any
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+import optax
+from flax import struct
+
+from jaxrl import networks, normalise, policies, returns
+from jaxrl.types import Box, Metrics, Replay, Spec, Transition, check_batch, check_between, check_positive
+
+
+@struct.dataclass
+class Config:
+    """What you choose. Floats are traced (vmap over them); the rest fixes shapes."""
+
+    learning_rate: float = 3e-4  # Adam's step size, of actor, critics and temperature
+    discount: float = 0.99  # per step, in [0, 1)
+    target_rate: float = 0.005  # tau: share of the critics that goes into their targets at each update
+    target_entropy: float | None = None  # nats; None: minus the number of action elements, as in the paper
+    initial_temperature: float = 1.0  # alpha before the first update
+    num_critics: int = struct.field(pytree_node=False, default=2)  # the smallest of so many
+    normalise_observations: bool = struct.field(pytree_node=False, default=False)  # by running moments
+    hidden_sizes: tuple[int, ...] = struct.field(pytree_node=False, default=(256, 256))  # of the actor and each critic
+    activation: networks.Activation = struct.field(pytree_node=False, default=nn.relu)  # of both
+    data: Replay = struct.field(pytree_node=False, default=Replay())  # the last 10^6 transitions, batches of 256
+
+    def __post_init__(self) -> None:
+        check_positive("Config", num_critics=self.num_critics)
+        check_between("Config", 0, 1, open_=True, discount=self.discount)
+        check_between("Config", 0, 1, target_rate=self.target_rate)
+        check_between("Config", 0, math.inf, learning_rate=self.learning_rate)
+        check_between("Config", 0, math.inf, initial_temperature=self.initial_temperature)
+
+
+@struct.dataclass
+class State:
+    """What it has learned."""
+
+    params: Any  # "actor", "critics" [num_critics, ...] and "log_temperature" []
+    target: Any  # of the critics
+    optimiser: optax.OptState
+    normaliser: normalise.Moments | None  # of observations
+    spec: Spec = struct.field(pytree_node=False)
+
+
+class Actor(nn.Module):
+    """Normalised observation [..., *observation] -> squashed normal [..., A]."""
+
+    hidden_sizes: tuple[int, ...]
+    activation: networks.Activation
+    action: Box
+
+    @nn.compact
+    def __call__(self, observation: jax.Array) -> policies.Distribution:
+        size = policies.vector_size(self.action)
+        features = networks.Torso(observation.shape[-1:], self.hidden_sizes, self.activation)(observation)
+        mean, log_std = jnp.split(nn.Dense(2 * size)(features), 2, axis=-1)
+        return policies.tanh_normal(mean, jnp.clip(log_std, -20, 2), self.action)
+
+
+class Critic(nn.Module):
+    """Normalised observation [..., *observation] and action [..., A] -> value [...]."""
+
+    hidden_sizes: tuple[int, ...]
+    activation: networks.Activation
+
+    @nn.compact
+    def __call__(self, observation: jax.Array, action: jax.Array) -> jax.Array:
+        inputs = jnp.concatenate([observation, action], axis=-1)
+        return networks.Scalar()(networks.MLP(self.hidden_sizes, self.activation)(inputs))
+
+
+def actor(config: Config, spec: Spec, params: Any, observation: jax.Array) -> policies.Distribution:
+    """The policy at a normalised observation."""
+    policy: Any = _actor(config, spec).apply(params["actor"], observation)
+    return policy
+
+
+def critics(config: Config, params: Any, observation: jax.Array, action: jax.Array) -> jax.Array:
+    """The values [num_critics, ...] of an action at a normalised observation."""
+    values: Any = _critics(config).apply(params, observation, action)
+    return values
+
+
+def _actor(config: Config, spec: Spec) -> Actor:
+    if not isinstance(spec.action, Box):
+        raise ValueError(f"sac needs an action space Box((A,)) with bounds, got {spec.action}; ppo takes both kinds")
+    return Actor(config.hidden_sizes, config.activation, spec.action)
+
+
+def _critics(config: Config) -> nn.Module:
+    return networks.ensemble(Critic, config.num_critics)(config.hidden_sizes, config.activation)
+
+
+def optimiser(config: Config) -> optax.GradientTransformation:
+    """Adam, built where it is traced, so that the step size stays traced."""
+    return optax.chain(optax.scale_by_adam(), optax.scale_by_learning_rate(config.learning_rate))
+
+
+def init(config: Config, spec: Spec, key: jax.Array) -> State:
+    """A fresh agent for observations and bounded actions of `spec`."""
+    actor_key, critics_key = jax.random.split(key)
+    observation, action = spec.observation.zeros(), spec.action.zeros()
+    params = {
+        "actor": _actor(config, spec).init(actor_key, observation),
+        "critics": _critics(config).init(critics_key, observation, action),
+        "log_temperature": jnp.log(jnp.asarray(config.initial_temperature, observation.dtype)),
+    }
+    normaliser = normalise.init(spec.observation) if config.normalise_observations else None
+    return State(params, params["critics"], optimiser(config).init(params), normaliser, spec)
+
+
+def act(
+    config: Config, state: State, observation: jax.Array, key: jax.Array | None = None
+) -> tuple[jax.Array, dict[str, jax.Array]]:
+    """An action for each observation [..., *observation]; without a key, the squashed mean."""
+    state.spec.observation.check("observation", observation)
+    policy = actor(config, state.spec, state.params, normalise.apply(state.normaliser, observation))
+    return (policy.mode() if key is None else policy.sample(seed=key)), {}
+
+
+def target(config: Config, state: State, window: Transition, key: jax.Array) -> jax.Array:
+    """Y [B], for a window [m, B]."""
+    ahead = returns.bootstrap(window, config.discount)
+    observation = normalise.apply(state.normaliser, ahead.observation)
+    action, log_prob = actor(config, state.spec, state.params, observation).sample_and_log_prob(seed=key)
+    values = jnp.min(critics(config, state.target, observation, action), axis=0)
+    return ahead.returns + ahead.discount * (values - jnp.exp(state.params["log_temperature"]) * log_prob)
+
+
+def loss(
+    params: Any, config: Config, state: State, window: Transition, targets: jax.Array, key: jax.Array
+) -> tuple[jax.Array, Metrics]:
+    """J_Q + J_pi + J_alpha over the first rows of a window [m, B], each with gradients for its own parameters alone."""
+    observation, action = normalise.apply(state.normaliser, window.observation[0]), window.action[0]
+    values = critics(config, params["critics"], observation, action)
+    critic_loss = 0.5 * jnp.sum(jnp.mean((values - targets) ** 2, axis=-1))
+
+    action, log_prob = actor(config, state.spec, params, observation).sample_and_log_prob(seed=key)
+    value = jnp.min(critics(config, jax.lax.stop_gradient(params["critics"]), observation, action), axis=0)
+    temperature = jnp.exp(params["log_temperature"])
+    actor_loss = jnp.mean(jax.lax.stop_gradient(temperature) * log_prob - value)
+
+    wanted = -float(policies.vector_size(_actor(config, state.spec).action))
+    wanted = wanted if config.target_entropy is None else config.target_entropy
+    temperature_loss = -temperature * jax.lax.stop_gradient(jnp.mean(log_prob) + wanted)
+    return critic_loss + actor_loss + temperature_loss, {
+        "critic_loss": critic_loss,
+        "actor_loss": actor_loss,
+        "entropy": -jnp.mean(log_prob),
+        "temperature": temperature,
+        "value": jnp.mean(values),
+    }
+
+
+def update(config: Config, state: State, batch: Transition, key: jax.Array) -> tuple[State, Metrics]:
+    """One gradient step on windows [m, B] of a replay."""
+    check_batch(state.spec, batch)
+    target_key, action_key = jax.random.split(key)
+    targets = jax.lax.stop_gradient(target(config, state, batch, target_key))
+    gradients, metrics = jax.grad(loss, has_aux=True)(state.params, config, state, batch, targets, action_key)
+    step, opt_state = optimiser(config).update(gradients, state.optimiser)
+    params = optax.apply_updates(state.params, step)
+    slow = jax.tree.map(lambda t, p: t + config.target_rate * (p - t), state.target, params["critics"])
+    return dataclasses.replace(state, params=params, target=slow, optimiser=opt_state), metrics
