@@ -1,4 +1,4 @@
-"""Learning curves stand beside the benchmarks; here they join the site, where the links to them lead in the checkout."""
+"""Learning curves stand beside the benchmarks; here they join the site, where the links in the checkout lead."""
 
 from __future__ import annotations
 

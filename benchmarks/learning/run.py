@@ -1,8 +1,9 @@
-"""Learning curves, beside the random policy and a peer: `python benchmarks/learning/run.py ppo-cartpole`.
+"""Learning curves, beside the random policy and a peer where there is one.
 
-Writes NAME.json (settings, versions, raw returns of every seed) and NAME.png beside this file. Returns are those of
-evaluations: 16 whole episodes with sampled actions, as the peers evaluate; the greedy ones are kept too. The peers'
-numbers are in peers/, with their settings; benchmarks/peers has the scripts that made them.
+`python benchmarks/learning/run.py ppo-cartpole` writes NAME.json (settings, versions, raw returns of every seed) and
+NAME.png beside this file. Returns are those of evaluations: 16 whole episodes with sampled actions, as the peers
+evaluate; the greedy ones are kept too. The peers' numbers are in peers/, with their settings; benchmarks/peers has the
+scripts that made them.
 """
 
 import argparse
@@ -18,8 +19,8 @@ import numpy as np
 jax.config.update("jax_num_cpu_devices", os.cpu_count())  # each core takes its share of the seeds
 
 from jaxrl import envs, evaluate, log, plot, stats, train  # noqa: E402
-from jaxrl.agents import ppo  # noqa: E402
-from jaxrl.types import Rollout  # noqa: E402
+from jaxrl.agents import ppo, sac  # noqa: E402
+from jaxrl.types import Replay, Rollout  # noqa: E402
 
 HERE = Path(__file__).parent
 
@@ -32,9 +33,9 @@ class Task(NamedTuple):
     config: Any
     seeds: int
     steps: int
-    peer: str  # a file in peers/
-    label: str
     title: str
+    peer: str | None = None  # a file in peers/
+    label: str = ""
 
 
 TASKS = {
@@ -69,6 +70,16 @@ TASKS = {
         label="rejax 0.1.3, PPO, tuned",
         title="Brax inverted pendulum (spring): PPO, 64 environments x 32 steps",
     ),
+    "sac-pendulum": Task(
+        agent=sac,
+        environment="jaxrl/pendulum",
+        config=sac.Config(
+            learning_rate=1e-3, hidden_sizes=(64, 64), data=Replay(num_envs=1, capacity=10_000, warmup=1_000)
+        ),
+        seeds=8,
+        steps=10_000,
+        title="Pendulum (the dynamics of Gymnasium's Pendulum-v1): SAC, one update per step",
+    ),
 }
 
 
@@ -96,19 +107,19 @@ def main(name: str) -> None:
         "returns, greedy": result.evaluations["greedy"].mean(-1).tolist(),
     }
     (HERE / f"{name}.json").write_text(json.dumps(record) + "\n")
-    peer = json.loads((HERE / "peers" / task.peer).read_text())
+    series = {f"jaxrl, {task.agent.__name__.rpartition('.')[2].upper()}": (steps, sampled)}
+    if task.peer is not None:
+        peer = json.loads((HERE / "peers" / task.peer).read_text())
+        series[task.label] = np.array(peer["steps"]), np.array(peer["returns"])
     plot.curves(
         HERE / f"{name}.png",
-        {"jaxrl, PPO": (steps, sampled), task.label: (np.array(peer["steps"]), np.array(peer["returns"]))},
+        series,
         xlabel="environment steps (per seed)",
         ylabel="return of an episode, actions sampled",
         title=task.title,
         references={f"random policy ({random:.0f})": float(random)},
     )
-    for label, at, returns in (
-        ("jaxrl", steps, sampled),
-        (task.label, np.array(peer["steps"]), np.array(peer["returns"])),
-    ):
+    for label, (at, returns) in series.items():
         for share in (0.25, 0.5, 1.0):
             point = int(np.argmin(np.abs(at - share * steps[-1])))
             low, high = stats.bootstrap_interval(returns[:, point], stats.mean)
