@@ -37,7 +37,7 @@ def blocks(page):
 
 @pytest.fixture
 def in_a_moment(monkeypatch, tmp_path):
-    """Few steps and seeds, short episodes of Brax, programs that are not optimised, a directory of its own.
+    """Few steps and seeds, Brax without physics, programs that are not optimised, a directory of its own.
 
     JAX's check for keys that are used twice is off: it takes a vmap over a scan over keys for one.
     """
@@ -47,7 +47,7 @@ def in_a_moment(monkeypatch, tmp_path):
         return train_fit(agent, config, env, key, steps=steps, seeds=seeds, **settings)
 
     def make(name, **settings):
-        return envs_make(name, **({"max_steps": 20} if name.startswith("brax/") else {}) | settings)
+        return envs_make("brax/fast" if name.startswith("brax/") else name, **settings)
 
     train_fit, envs_make = train.fit, envs.make
     monkeypatch.setattr(train, "fit", fit)
