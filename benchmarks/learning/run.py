@@ -78,7 +78,7 @@ TASKS = {
         ),
         seeds=8,
         steps=10_000,
-        title="Pendulum (the dynamics of Gymnasium's Pendulum-v1): SAC, one update per step",
+        title="Pendulum: SAC, one update per step",
     ),
 }
 
