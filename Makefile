@@ -34,8 +34,9 @@ slow: $(VENV)/installed
 
 $(VENV)/installed: pyproject.toml constraints.txt
 	@echo "Installing jaxrl and what it needs into $(VENV) (a minute or two) ..."
-	$(PYTHON) -m venv $(VENV)
-	$(BIN)/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt --editable '.[dev]'
+	@$(PYTHON) -m venv $(VENV)
+	@$(BIN)/python -m pip install --disable-pip-version-check --constraint constraints.txt --editable '.[dev]' \
+		> $(VENV)/install.log 2>&1 || { cat $(VENV)/install.log; exit 1; }
 	@touch $@
 
 clean:
