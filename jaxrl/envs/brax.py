@@ -77,7 +77,8 @@ class Brax:
         )
 
     def __repr__(self) -> str:
-        return f"Brax({type(self.env).__name__}, backend={self.env.backend!r}, max_steps={self.max_steps})"
+        backend = getattr(self.env, "_backend", None)  # Brax's own `fast` has none
+        return f"Brax({type(self.env).__name__}, backend={backend!r}, max_steps={self.max_steps})"
 
     def params(self) -> PyTree:
         return {}
