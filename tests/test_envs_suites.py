@@ -282,3 +282,14 @@ def test_gymnax_missing_or_old(monkeypatch):
     monkeypatch.setitem(sys.modules, "gymnax", None)
     with pytest.raises(ImportError, match=r"need the package 'gymnax': pip install 'jaxrl\[gymnax\]'"):
         envs.make("gymnax/CartPole-v1", max_steps=72)
+
+
+@pytest.mark.parametrize(
+    ("name", "text"),
+    [
+        ("brax/fast", "Brax(Fast, backend=None, max_steps=1000)"),
+        ("gymnax/CartPole-v1", "Gymnax(CartPole-v1, max_steps=500)"),
+    ],
+)
+def test_environments_say_what_they_are(name, text):
+    assert repr(envs.make(name)) == text
