@@ -8,6 +8,7 @@ import importlib.metadata
 import json
 import math
 import os
+import re
 import shutil
 import signal
 import sys
@@ -20,59 +21,55 @@ from typing import Any, Literal
 import jax
 import numpy as np
 
+from jaxrl import __version__
+from jaxrl.types import Environment, canonical
+
 Arrays = dict[str, np.ndarray]
 
 
 class Record:
     """Takes what a run reports, writes it down, and shows where the run stands.
 
-    `metrics.jsonl` has one line for each seed and point in time, `{"kind": "train" or "evaluation", "steps": ...,
-    "seed": ..., "seconds": ..., ...}`; what is not a finite number is null there. A run that fails before its first
-    point leaves nothing behind.
+    `config.json` has the settings. `metrics.jsonl` has one line for each seed and point in time, `{"kind": "train" or
+    "evaluation", "steps": ..., "seed": ..., "seconds": ..., ...}`; what is not a finite number is null there. A run
+    that fails before its first point leaves nothing behind.
+
+    `start` is where a run goes on that `run_dir` holds: what it has of later steps is cut off (0: of all steps); None
+    for a new run.
     """
 
     def __init__(
         self,
         run_dir: str | os.PathLike[str] | None,
-        agent: Any,
-        config: Any,
-        env: Any,
+        settings: dict[str, Any],
         *,
-        seeds: int,
         total: int,
         asked: float,
         progress: bool,
+        start: int | None = None,
     ) -> None:
-        self.seeds, self.total, self.progress = seeds, total, progress
-        self.path = _new_directory(run_dir) if run_dir is not None else None
-        self.history: list[Arrays] = []
-        self.evaluations: list[Arrays] = []
+        self.seeds, self.total, self.progress = settings["seeds"], total, progress
+        self.path = Path(run_dir) if run_dir is not None else None
+        self.start = self.steps = start or 0
+        seconds = 0.0
+        if self.path is not None:
+            seconds = _open(self.path, settings | {"steps": max(total, self.start)}, start)
+        self.history, self.evaluations = (_points(self.path, kind, self.start) for kind in ("train", "evaluation"))
         self.compile_seconds = 0.0
-        self.began = self.trained = time.monotonic()
+        self.trained = time.monotonic()
+        self.began = self.trained - seconds
         self.said = -math.inf
         self.terminal = sys.stdout.isatty()
-        self.steps = 0
-        settings = {
-            "agent": agent.__name__,
-            "environment": repr(env),
-            "config": describe(config),
-            "seeds": seeds,
-            "steps": total,
-            "versions": {name: importlib.metadata.version(name) for name in ("jax", "jaxlib", "flax", "optax", "brax")},
-            "device": jax.devices()[0].device_kind,
-        }
-        if self.path is not None:
-            (self.path / "config.json").write_text(json.dumps(settings, indent=2) + "\n")
         rounded = f" (rounded up from {asked:,.0f})" if total != asked else ""
-        self._say(
-            f"{agent.__name__} on {env!r}: {seeds} {'seed' if seeds == 1 else 'seeds'} of {total:,} steps{rounded}"
-        )
+        seeds = f"{self.seeds} {'seed' if self.seeds == 1 else 'seeds'}"
+        begun = f", from {self.start:,} steps on" if self.start else ""
+        self._say(f"{settings['agent']} on {settings['environment']}: {seeds} of {total:,} steps{rounded}{begun}")
 
     def __enter__(self) -> Record:
         return self
 
     def __exit__(self, kind: type[BaseException] | None, *rest: Any) -> None:
-        if kind is not None and self.path is not None and not self.history and not self.evaluations:
+        if kind is not None and self.path is not None and not (self.history or self.evaluations or self.start):
             _discard(self.path)
         if kind is None and self.steps < self.total:
             self._say(f"stopped at {self.steps:,} of {self.total:,} steps")
@@ -103,6 +100,12 @@ class Record:
         means = ", ".join(f"{name} {spread(value.mean(-1))}" for name, value in arrays.items() if name != "steps")
         self._say(f"evaluation at {steps:,} steps: {means}")
 
+    def sync(self) -> None:
+        """Returns when all that was written is on disk."""
+        if self.path is not None:
+            with open(self.path / "metrics.jsonl", "a") as file:
+                os.fsync(file.fileno())
+
     def arrays(self) -> tuple[Arrays, Arrays]:
         """All metrics and all evaluations: "steps" [P], the others [seeds, P, ...]."""
         return _stack(self.history), _stack(self.evaluations)
@@ -124,11 +127,12 @@ class Record:
             return
         self.said = now
         elapsed = max(now - self.trained, 1e-9)
-        left = elapsed / self.steps * (self.total - self.steps)
+        here = self.steps - self.start
+        left = elapsed / here * (self.total - self.steps)
         width = len(f"{self.total:,}")
         broken = arrays["non_finite"].sum()
         self._say(
-            f"{self.steps:>{width},} / {self.total:,} steps  {self.seeds * self.steps / elapsed:,.0f} steps/s  "
+            f"{self.steps:>{width},} / {self.total:,} steps  {self.seeds * here / elapsed:,.0f} steps/s  "
             f"return {spread(arrays['episode_return'])}  {_clock(left)} left"
             + (f"  {broken:.0f} {'episode' if broken == 1 else 'episodes'} broke down" if broken else ""),
             end="\r" if self.terminal and self.steps < self.total else "\n",
@@ -166,6 +170,25 @@ def spread(values: np.ndarray) -> str:
     if not values.size:
         return "(no episode has ended)"
     return _number(values.mean()) + (f" ± {_number(values.std())}" if values.size > 1 else "")
+
+
+def settings(agent: Any, config: Any, env: Environment, seeds: int | None) -> dict[str, Any]:
+    """What makes a run what it is, as JSON."""
+    return {
+        "agent": agent.__name__,
+        "environment": re.sub(r" at 0x[0-9a-f]+", "", repr(env)),
+        "spec": describe(env.spec),
+        "config": describe(canonical(config)),
+        "seeds": seeds,
+        "versions": versions(),
+        "device": jax.devices()[0].device_kind,
+    }
+
+
+def versions() -> dict[str, str]:
+    """The versions of what numbers depend on."""
+    others = ("jax", "jaxlib", "flax", "optax", "brax")
+    return {"jaxrl": __version__} | {name: importlib.metadata.version(name) for name in others}
 
 
 def describe(value: Any) -> Any:
@@ -244,16 +267,50 @@ def interruptible() -> Iterator[Callable[[], bool]]:
         signal.signal(signal.SIGINT, before)
 
 
-def _new_directory(run_dir: str | os.PathLike[str]) -> Path:
-    path = Path(run_dir)
-    if (path / "metrics.jsonl").exists() or (path / "config.json").exists():
-        raise ValueError(f"run_dir {path} holds a run already; name another one, or move it away")
+def _open(path: Path, settings: dict[str, Any], start: int | None) -> float:
+    """Make `path` the directory of a run that goes on at `start`; returns how many seconds it has taken so far."""
+    held = (found for name in ("config.json", "metrics.jsonl", "checkpoints/[0-9]*") for found in path.glob(name))
+    if start is None and any(held):
+        raise ValueError(f"run_dir {path} holds a run already; name another one, move it away, or go on: resume=True")
     try:
         path.mkdir(parents=True, exist_ok=True)
-        (path / "metrics.jsonl").touch(exist_ok=False)
+        kept = _until(path / "metrics.jsonl", start) if start else []
+        _replace(path / "config.json", json.dumps(settings, indent=2) + "\n")
+        _replace(path / "metrics.jsonl", "".join(line + "\n" for line in kept))
     except OSError as error:
         raise ValueError(f"run_dir {path} can't be written: {error}") from None
-    return path
+    return float(json.loads(kept[-1])["seconds"]) if kept else 0.0
+
+
+def _until(path: Path, steps: int) -> list[str]:
+    """The lines of a record up to `steps`; one that was cut short is not among them."""
+    kept = []
+    for line in path.read_text().splitlines() if path.exists() else []:
+        with contextlib.suppress(ValueError):
+            if json.loads(line)["steps"] <= steps:
+                kept.append(line)
+    return kept
+
+
+def _points(path: Path | None, kind: Literal["train", "evaluation"], start: int) -> list[Arrays]:
+    """What the record of a run that goes on holds, point by point."""
+    arrays = read(path, kind) if path is not None and start else {}
+    if arrays:
+        del arrays["seconds"]
+    return [
+        {name: values[i] if name == "steps" else values[:, i] for name, values in arrays.items()}
+        for i in range(len(arrays.get("steps", ())))
+    ]
+
+
+def _replace(path: Path, text: str) -> None:
+    """Write a file, whole or not at all."""
+    unfinished = path.with_name(path.name + ".tmp")
+    with open(unfinished, "w") as file:
+        file.write(text)
+        file.flush()
+        os.fsync(file.fileno())
+    unfinished.replace(path)
 
 
 def _discard(path: Path) -> None:

@@ -13,20 +13,23 @@
 from __future__ import annotations
 
 import concurrent.futures
+import contextlib
 import functools
+import json
 import math
 import os
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 from flax import struct
-from jax.sharding import AxisType, PartitionSpec
+from jax.sharding import AxisType, NamedSharding, PartitionSpec
 
+from jaxrl import checkpoint, log, rollout
 from jaxrl import evaluate as evaluation
-from jaxrl import log, rollout
 from jaxrl import replay as replay  # registers Replay with rollout.begin and rollout.advance
 from jaxrl.types import Environment, Metrics, canonical
 
@@ -112,55 +115,129 @@ def fit(
     evaluate_every: float | None = None,
     episodes: int = 16,
     evaluate_key: jax.Array | None = None,
+    save_every: float | None = None,
+    keep: int = 2,
+    resume: bool = False,
     progress: bool = True,
 ) -> Result:
     """Train `seeds` independent runs side by side: the host loop around `loop.init` and `loop.step`.
 
     Seed `i` starts from `split(key, seeds)[i]`. Where there are several devices and they divide the seeds, each takes
-    its share. Ctrl-C stops after the chunk in progress and returns what there is.
+    its share. Ctrl-C stops after the chunk in progress, saves, and returns what there is.
 
     Args:
       steps: environment transitions per seed; rounded up to whole loop steps, and said so.
-      run_dir: a new directory for `config.json` and `metrics.jsonl`; None keeps nothing on disk.
+      run_dir: a new directory for `config.json`, `metrics.jsonl` and checkpoints; None keeps nothing on disk.
       log_every: transitions between two points of the record, a hundredth of `steps` by default.
       evaluate_every: transitions between evaluations, also made before the first and after the last step; a tenth of
         `steps` by default, `math.inf` for none in between, 0 for none at all.
       episodes: of each evaluation without sampling, and as many with it.
       evaluate_key: all evaluations of all seeds use it; `jax.random.key(0)` by default, so that runs can be compared.
+      save_every: transitions between checkpoints, each made at the next point of the record; a tenth of `steps` by
+        default, `math.inf` for one at the end, 0 for none at all.
+      keep: how many checkpoints stay, the newest; the best one stays besides.
+      resume: go on with the run in `run_dir`, if it holds one, from its newest intact checkpoint: what comes of it is
+        bit for bit what would have come without a stop. `steps` may be larger than before; a run that has seen as many
+        is returned at once.
       progress: print a line of progress.
 
-    Raises ValueError for a setting out of range, and if `run_dir` holds a run.
+    Raises ValueError for a setting out of range, and if `run_dir` holds a run that is not to be resumed; of these a
+    CheckpointError if it can't be resumed with these settings, or a checkpoint can't be written.
     """
     _check_config(agent, config)
     if steps <= 0 or seeds < 1 or episodes < 1:
         raise ValueError(f"steps, seeds and episodes must be positive, got {steps}, {seeds} and {episodes}")
-    plan = _plan(config.data.transitions, steps, log_every, evaluate_every)
+    if keep < 1 or (resume and run_dir is None):
+        raise ValueError(f"keep must be at least 1, and resume needs a run_dir; got keep = {keep}, run_dir = {run_dir}")
+    plan = _plan(config.data.transitions, steps, log_every, evaluate_every, save_every if run_dir is not None else 0)
     config = canonical(config)
     programs = _programs(agent, env, plan.log, episodes, _devices(seeds))
     evaluate_key = jax.random.key(0) if evaluate_key is None else evaluate_key
-    record = log.Record(run_dir, agent, config, env, seeds=seeds, total=plan.total, asked=steps, progress=progress)
-    done = 0
+    settings = log.settings(agent, config, env, seeds) | {"key": log.describe(jax.random.key_data(key))}
+    made_with = {"agent": agent, "config": config, "env": env, "seeds": seeds}
+    start: int | None = None
+    run: Any = None
+    if run_dir is not None and resume:
+        start, run = _resumed(run_dir, settings, programs, key, made_with)
+    done = (start or 0) // plan.transitions
+    record = log.Record(run_dir, settings, total=plan.total, asked=steps, progress=progress, start=start)
 
-    def evaluate(state: Any) -> None:
-        returns = programs.evaluate(config, state, evaluate_key).returns
+    def evaluate(state: Any) -> list[float]:
+        returns = np.asarray(programs.evaluate(config, state, evaluate_key).returns)
         record.evaluation(done * plan.transitions, {"greedy": returns[:, :episodes], "sampled": returns[:, episodes:]})
+        return returns[:, :episodes].mean(-1).tolist()
 
-    with record, log.interruptible() as interrupted:
-        run = jax.block_until_ready(programs.init(config, jax.random.split(key, seeds), None))
-        with record.compiling(), concurrent.futures.ThreadPoolExecutor(1) as thread:  # both programs at once
-            first = thread.submit(evaluate, run.agent) if plan.evaluate else None
-            other = programs.init(config, jax.random.split(jax.random.key(1), seeds), None)
-            jax.block_until_ready(programs.chunk(config, other, 0))
-            if first is not None:
-                first.result()
+    saving: contextlib.AbstractContextManager[Callable[..., None]] = contextlib.nullcontext(lambda *_: None)
+    if run_dir is not None and plan.save:
+        saving = checkpoint.writer(run_dir, keep=keep, **made_with)
+    with record, log.interruptible() as interrupted, saving as save:
+        if done < plan.iterations:
+            with record.compiling():
+                run = _compile(programs, config, key, seeds, run, evaluate if plan.evaluate else None)
+        saved, scores = done, None
         while done < plan.iterations and not interrupted():
             length = plan.next(done) - done
             run, history = programs.chunk(config, run, length)
             done += length
             record.chunk(done * plan.transitions, {name: np.asarray(x)[:, :length] for name, x in history.items()})
-            if plan.evaluates(done):
-                evaluate(run.agent)
+            scores = evaluate(run.agent) if plan.evaluates(done) else None
+            if plan.saves(saved, done):
+                record.sync()
+                save(run, done * plan.transitions, scores)
+                saved = done
+        if saved < done:
+            record.sync()
+            save(run, done * plan.transitions, scores)
     return Result(run, *record.arrays())
+
+
+def _compile(
+    programs: _Programs,
+    config: Any,
+    key: jax.Array,
+    seeds: int,
+    run: RunState | None,
+    evaluate: Callable[[Any], Any] | None,
+) -> RunState:
+    """The run at its start, with its programs compiled; one that goes on is where it was."""
+    if run is not None:
+        run, _ = programs.chunk(config, run, 0)
+        return jax.block_until_ready(run)
+    run = jax.block_until_ready(programs.init(config, jax.random.split(key, seeds), None))
+    with concurrent.futures.ThreadPoolExecutor(1) as thread:  # both programs at once
+        first = thread.submit(evaluate, run.agent) if evaluate is not None else None
+        other = programs.init(config, jax.random.split(jax.random.key(1), seeds), None)
+        jax.block_until_ready(programs.chunk(config, other, 0))
+        if first is not None:
+            first.result()
+    return run
+
+
+def _resumed(
+    run_dir: str | os.PathLike[str],
+    settings: dict[str, Any],
+    programs: _Programs,
+    key: jax.Array,
+    made_with: dict[str, Any],
+) -> tuple[int | None, Any]:
+    """How far the run in `run_dir` has got, and the run: 0 and None if it saved nothing, None and None without one."""
+    path = Path(run_dir) / "config.json"
+    if not path.exists():
+        return None, None
+    try:
+        saved = json.loads(path.read_text())
+    except ValueError as error:
+        raise checkpoint.CheckpointError(f"{path} is damaged ({error}); begin anew in another run_dir") from None
+    wanted = {name: value for name, value in settings.items() if name not in ("versions", "device")}
+    checkpoint.compare(saved, wanted, str(path))
+    if not checkpoint.steps(run_dir):
+        return 0, None
+    config, seeds = made_with["config"], made_with["seeds"]
+    target = jax.eval_shape(programs.init, config, jax.random.split(key, seeds), None)
+    devices = _devices(seeds)
+    sharding = _sharding(devices) if len(devices) > 1 else None
+    run = checkpoint.restore(run_dir, target, sharding=sharding, fallback=True, **made_with)
+    return transitions(run), run
 
 
 class _Plan(NamedTuple):
@@ -170,6 +247,7 @@ class _Plan(NamedTuple):
     iterations: int
     log: int  # loop steps between two points of the record
     evaluate: int  # loop steps between evaluations, 0 for none
+    save: int  # loop steps between checkpoints, 0 for none
 
     @property
     def total(self) -> int:
@@ -183,8 +261,17 @@ class _Plan(NamedTuple):
     def evaluates(self, done: int) -> bool:
         return self.evaluate > 0 and (done % self.evaluate == 0 or done == self.iterations)
 
+    def saves(self, saved: int, done: int) -> bool:
+        return self.save > 0 and (done // self.save > saved // self.save or done == self.iterations)
 
-def _plan(transitions: int, steps: float, log_every: float | None, evaluate_every: float | None) -> _Plan:
+
+def _plan(
+    transitions: int,
+    steps: float,
+    log_every: float | None,
+    evaluate_every: float | None,
+    save_every: float | None,
+) -> _Plan:
     iterations = math.ceil(steps / transitions)
 
     def every(name: str, interval: float | None, share: int) -> int:
@@ -195,7 +282,8 @@ def _plan(transitions: int, steps: float, log_every: float | None, evaluate_ever
         return min(iterations, math.ceil(interval / transitions)) if interval < math.inf else iterations
 
     log_steps = max(1, every("log_every", log_every, 100))
-    return _Plan(transitions, iterations, log_steps, every("evaluate_every", evaluate_every, 10))
+    evaluate_steps, save_steps = every("evaluate_every", evaluate_every, 10), every("save_every", save_every, 10)
+    return _Plan(transitions, iterations, log_steps, evaluate_steps, save_steps)
 
 
 class _Programs(NamedTuple):
@@ -230,9 +318,9 @@ def _programs(agent: Any, env: Environment, capacity: int, episodes: int, device
     def over_seeds(function: Callable[..., Any], donate: tuple[int, ...] = ()) -> Any:
         function = jax.vmap(function, in_axes=(None, 0, None))
         if len(devices) > 1:
-            mesh = jax.sharding.Mesh(np.array(devices), ("seed",), axis_types=(AxisType.Auto,))
-            specs = PartitionSpec(), PartitionSpec("seed"), PartitionSpec()
-            function = jax.shard_map(function, mesh=mesh, in_specs=specs, out_specs=specs[1], check_vma=False)
+            seed = _sharding(devices)
+            specs = PartitionSpec(), seed.spec, PartitionSpec()
+            function = jax.shard_map(function, mesh=seed.mesh, in_specs=specs, out_specs=seed.spec, check_vma=False)
         return jax.jit(function, donate_argnums=donate)
 
     return _Programs(over_seeds(init), over_seeds(chunk, donate=(1,)), over_seeds(evaluate))
@@ -243,6 +331,12 @@ def _devices(seeds: int) -> tuple[jax.Device, ...]:
     devices = jax.local_devices()
     count = max(n for n in range(1, len(devices) + 1) if seeds % n == 0)
     return tuple(devices[:count])
+
+
+def _sharding(devices: tuple[jax.Device, ...]) -> NamedSharding:
+    """Each device takes its share of the seeds."""
+    mesh = jax.sharding.Mesh(np.array(devices), ("seed",), axis_types=(AxisType.Auto,))
+    return NamedSharding(mesh, PartitionSpec("seed"))
 
 
 def _check_agent(agent: Any) -> None:

@@ -35,9 +35,16 @@ def says(*parts: str) -> str:
     return "(?s)" + ".*".join(map(re.escape, parts))
 
 
-def record(run_dir: Path | None = None, **settings: Any) -> log.Record:
-    defaults = {"seeds": 2, "total": 1000, "asked": 1000, "progress": False}
-    return log.Record(run_dir, AGENT, {"learning_rate": 0.1}, "env", **(defaults | settings))
+class Env:
+    spec = None
+
+    def __repr__(self) -> str:
+        return "'env'"
+
+
+def record(run_dir: Path | None = None, seeds: int = 2, **arguments: Any) -> log.Record:
+    settings = log.settings(AGENT, {"learning_rate": 0.1}, Env(), seeds)
+    return log.Record(run_dir, settings, **({"total": 1000, "asked": 1000, "progress": False} | arguments))
 
 
 def history(**metrics: Any) -> dict[str, np.ndarray]:
