@@ -16,8 +16,8 @@ from jaxrl import envs, train
 from jaxrl.types import Replay, Rollout
 
 ROOT = Path(__file__).parents[1]
-PAGES = [ROOT / "README.md", *sorted(ROOT.glob("docs/**/*.md"))]
-TEXTS = [*PAGES, ROOT / "CONTRIBUTING.md", ROOT / "CHANGELOG.md", *sorted(ROOT.glob("benchmarks/*/README.md"))]
+PAGES = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", *sorted(ROOT.glob("docs/**/*.md"))]
+TEXTS = [*PAGES, ROOT / "CHANGELOG.md", *sorted(ROOT.glob("benchmarks/*/README.md"))]
 
 
 def name(value):
