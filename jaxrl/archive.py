@@ -49,7 +49,7 @@ def write(path: Path, parts: dict[str, PyTree], settings: Json, about: Json) -> 
 
     When it returns, all is on disk. If it fails, or is killed, there is no `path`.
 
-    Raises CheckpointError if it can't be written.
+    Raises CheckpointError if it can't be written. One process at a time may write to a directory.
     """
     unfinished = path.with_name(f".{path.name}.tmp")
     with _quiet():
@@ -59,7 +59,6 @@ def write(path: Path, parts: dict[str, PyTree], settings: Json, about: Json) -> 
                 shutil.rmtree(stale)
             _fill(unfinished, parts, settings, about)
             unfinished.rename(path)
-            _sync(path.parent)
         except BaseException as error:
             _discard(unfinished)
             if not isinstance(error, Exception):
@@ -68,6 +67,7 @@ def write(path: Path, parts: dict[str, PyTree], settings: Json, about: Json) -> 
                 f"{path} could not be written: {_reason(error)}. Nothing of it is left, and what was there before is "
                 f"as it was; if it is the disk, see that it has room and may be written to"
             ) from error
+    _sync(path.parent)
 
 
 def _fill(path: Path, parts: dict[str, PyTree], settings: Json, about: Json) -> None:

@@ -65,15 +65,10 @@ def save(
     checkpoint of the same step is replaced.
 
     Args:
-      run_dir: the directory of the run; made if need be.
       run: a `train.RunState`; of several seeds with a leading axis, whose size is `seeds`.
       step: environment transitions so far, which name the checkpoint.
-      agent: what the run was made with; whoever restores it has to name the same. So are config and env.
-      config: see agent.
-      env: see agent.
-      seeds: the size of the leading axis; None for a run without one.
+      agent, config, env: what the run was made with; whoever restores it has to name the same.
       scores: how good each seed is, if that is known; larger is better.
-      keep: at least 1.
 
     Raises CheckpointError if it can't be written, or an intact checkpoint of this step exists; nothing of the new one
     is left then, and no earlier one is touched.
@@ -152,13 +147,9 @@ def restore(
     """The run that was saved, bit for bit.
 
     Args:
-      run_dir: the directory of the run.
       target: a run of the same structure, of arrays or of their shapes: `jax.eval_shape(loop.init, config, key)`, and
         for several seeds `jax.eval_shape(jax.vmap(loop.init, (None, 0)), config, keys)`.
-      agent: what the run was made with, as in `save`; compared before any array is read. So are config, env and seeds.
-      config: see agent.
-      env: see agent.
-      seeds: see agent.
+      agent, config, env, seeds: as in `save`; compared before any array is read.
       step: which checkpoint; the newest by default, "best" for the one with the highest mean score.
       sharding: where its arrays go; by default where those of `target` are, or else where JAX puts any new array.
       fallback: where that checkpoint is damaged, use the newest before it that is not, and warn.

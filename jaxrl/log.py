@@ -79,7 +79,17 @@ class Record:
         """Times what happens inside, and calls it compilation."""
         self._say("compiling ...")
         begin = time.monotonic()
-        yield
+        done = threading.Event()
+
+        def still() -> None:
+            while not done.wait(10):
+                self._say(f"compiling ... {time.monotonic() - begin:.0f} s")
+
+        threading.Thread(target=still, daemon=True).start()
+        try:
+            yield
+        finally:
+            done.set()
         self.trained = time.monotonic()
         self.compile_seconds = self.trained - begin
         self._say(f"compiled in {self.compile_seconds:.1f} s")
@@ -325,7 +335,8 @@ def _stack(points: list[Arrays]) -> Arrays:
     """Points in time with leaves [seeds, ...] as arrays [seeds, P, ...], and "steps" as [P]."""
     if not points:
         return {}
-    return {name: np.stack([point[name] for point in points], axis=0 if name == "steps" else 1) for name in points[0]}
+    names = [name for name in points[0] if all(name in point for point in points)]
+    return {name: np.stack([point[name] for point in points], axis=0 if name == "steps" else 1) for name in names}
 
 
 def _json(value: Any) -> Any:

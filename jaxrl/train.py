@@ -153,7 +153,9 @@ def fit(
     config = canonical(config)
     programs = _programs(agent, env, plan.log, episodes, _devices(seeds))
     evaluate_key = jax.random.key(0) if evaluate_key is None else evaluate_key
-    settings = log.settings(agent, config, env, seeds) | {"key": log.describe(jax.random.key_data(key))}
+    keys = {"key": key, "evaluate_key": evaluate_key}
+    settings = log.settings(agent, config, env, seeds) | {"episodes": episodes}
+    settings |= {name: log.describe(jax.random.key_data(key)) for name, key in keys.items()}
     made_with = {"agent": agent, "config": config, "env": env, "seeds": seeds}
     start: int | None = None
     run: Any = None

@@ -201,6 +201,8 @@ def test_the_best_is_by_evaluation_and_is_the_policy_of_the_result(tmp_path: Pat
         ({"config": CONFIG.replace(learning_rate=0.5)}, "config.learning_rate (was 0.01, is 0.5)"),
         ({"key": jax.random.key(1)}, "key (was [0, 0], is [0, 1])"),
         ({"seeds": 3}, "seeds (was 2, is 3)"),
+        ({"episodes": 3}, "episodes (was 2, is 3)"),
+        ({"evaluate_key": jax.random.key(1)}, "evaluate_key (was [0, 0], is [0, 1])"),
         ({"env": envs.make("jaxrl/point_mass", max_steps=6)}, "environment (was 'PointMass(max_steps=5)'"),
     ],
 )
@@ -210,7 +212,8 @@ def test_a_run_with_other_settings_is_refused_and_kept(
 ) -> None:
     fit(tmp_path / "run", 2, save_every=save_every, evaluate_every=0)
     before = {path: path.read_bytes() for path in (tmp_path / "run").rglob("*") if path.is_file()}
-    arguments = {"agent": ppo, "config": CONFIG, "env": ENV, "key": jax.random.key(0), "seeds": 2} | changes
+    arguments: dict[str, Any] = {"agent": ppo, "config": CONFIG, "env": ENV, "key": jax.random.key(0)}
+    arguments |= {"seeds": 2, "episodes": 2} | changes
     with pytest.raises(CheckpointError, match=says("config.json was made with other settings:", message)):
         train.fit(**arguments, steps=STEP, run_dir=tmp_path / "run", resume=True, progress=False)
     assert {path: path.read_bytes() for path in (tmp_path / "run").rglob("*") if path.is_file()} == before
