@@ -382,6 +382,14 @@ def _check_environment(env: Environment) -> None:
                 f"environment {env!r}: step gives {name} of shape {got.shape} and type {got.dtype}, expected a scalar "
                 f"{'float' if name == 'reward' else 'bool'}"
             )
-    before, after = (jax.tree.map(lambda leaf: (leaf.shape, leaf.dtype), tree) for tree in (state, next_state))
-    if str(jax.tree.structure(before)) != str(jax.tree.structure(after)) or before != after:
-        raise ValueError(f"environment {env!r}: step changes the structure of its state, from {before} to {after}")
+    before, after = _shapes(state), _shapes(next_state)
+    if before != after:
+        changes = {path: (before.get(path), after.get(path)) for path in before | after}
+        changes = {path: change for path, change in changes.items() if change[0] != change[1]}
+        raise ValueError(f"environment {env!r}: step changes shape or type in its state, from and to: {changes}")
+
+
+def _shapes(tree: Any) -> dict[str, tuple[tuple[int, ...], str]]:
+    """Shape and type of every leaf, by its path."""
+    leaves = jax.tree_util.tree_leaves_with_path(tree)
+    return {jax.tree_util.keystr(path): (leaf.shape, str(leaf.dtype)) for path, leaf in leaves}
