@@ -38,6 +38,7 @@ class Config:
     learning_rate: float = 3e-4  # Adam's step size
     anneal_updates: float = math.inf  # updates over which the step size falls linearly to 0; inf: constant
     discount: float = 0.99  # per step, in [0, 1)
+    reward_scale: float = 1.0  # what the agent learns from is so many times the reward
     lambda_: float = 0.95  # trace decay of the advantages, in [0, 1]
     clip_ratio: float = 0.2  # epsilon
     clip_value: float | None = None  # largest change of a value that still lowers its loss; None: no limit
@@ -150,7 +151,13 @@ def samples(config: Config, state: State, batch: Transition) -> Samples:
     _, values = apply(config, state.spec, state.params, observation)
     _, next_values = apply(config, state.spec, state.params, next_observation)
     advantages = returns.gae(
-        batch.reward, values, next_values, batch.terminated, batch.truncated, config.discount, config.lambda_
+        config.reward_scale * batch.reward,
+        values,
+        next_values,
+        batch.terminated,
+        batch.truncated,
+        config.discount,
+        config.lambda_,
     )
     rollout = Samples(observation, batch.action, batch.extras["log_prob"], values, advantages, advantages + values)
     return jax.tree.map(lambda leaf: leaf.reshape(-1, *leaf.shape[2:]), rollout)

@@ -37,6 +37,7 @@ class Config:
 
     learning_rate: float = 3e-4  # Adam's step size, of actor, critics and temperature
     discount: float = 0.99  # per step, in [0, 1)
+    reward_scale: float = 1.0  # what the agent learns from is so many times the reward
     target_rate: float = 0.005  # tau: share of the critics that goes into their targets at each update
     target_entropy: float | None = None  # nats; None: minus the number of action elements, as in the paper
     initial_temperature: float = 1.0  # alpha before the first update
@@ -147,7 +148,8 @@ def target(config: Config, state: State, window: Transition, key: jax.Array) -> 
     observation = normalise.apply(state.normaliser, ahead.observation)
     action, log_prob = actor(config, state.spec, state.params, observation).sample_and_log_prob(seed=key)
     values = jnp.min(critics(config, state.target, observation, action), axis=0)
-    return ahead.returns + ahead.discount * (values - jnp.exp(state.params["log_temperature"]) * log_prob)
+    soft_values = values - jnp.exp(state.params["log_temperature"]) * log_prob
+    return config.reward_scale * ahead.returns + ahead.discount * soft_values
 
 
 def loss(

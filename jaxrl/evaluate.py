@@ -67,7 +67,7 @@ def evaluate(
         lanes, terminated, non_finite, key = carry
         key, policy_key, step_key = jax.random.split(key, 3)
         action = policy(lanes.observation, policy_key)
-        env_state, step, broken = rollout.step_all(env, params, lanes, action, jax.random.split(step_key, episodes))
+        env_state, step, broken = rollout.step_all(env, lanes, action, jax.random.split(step_key, episodes), params)
         alive = ~lanes.ended
         lanes = dataclasses.replace(
             lanes,

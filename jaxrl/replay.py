@@ -48,6 +48,7 @@ class Steps:
     terminated: jax.Array  # [L, N] bool
     truncated: jax.Array  # [L, N] bool
     place: jax.Array  # [L, N] int32: of its observation; that of its successor is the next one
+    env_params: PyTree = None  # [L, N, ...]: the parameters of the environment, where they vary
 
 
 @struct.dataclass
@@ -63,11 +64,14 @@ class Buffer:
     unfinished: jax.Array  # [N] int32: steps since the last end, at most L
 
 
-def init(data: Replay, spec: Spec) -> Buffer:
-    """Make an empty buffer. Raises ValueError if it cannot fit into memory; see `bytes_needed`."""
-    needed, available = bytes_needed(data, spec), memory()
+def init(data: Replay, spec: Spec, env_params: PyTree = None) -> Buffer:
+    """Make an empty buffer; `env_params` are those of one environment, if they are to be kept with each step.
+
+    Raises ValueError if it cannot fit into memory; see `bytes_needed`.
+    """
+    needed, available = bytes_needed(data, spec, env_params), memory()
     if available is not None and needed > available:
-        shapes = jax.eval_shape(lambda: _empty(data, spec))
+        shapes = jax.eval_shape(lambda: _empty(data, spec, env_params))
         length, num_envs = shapes.steps.reward.shape
         parts = {
             "observation": shapes.observation,
@@ -75,24 +79,26 @@ def init(data: Replay, spec: Spec) -> Buffer:
             "reward": shapes.steps.reward,
             "flags": (shapes.steps.terminated, shapes.steps.truncated),
             "place": shapes.steps.place,
+            "parameters": shapes.steps.env_params,
         }
-        sizes = {name: _bytes(part) // (length * num_envs) for name, part in parts.items()}
+        parts = {name: part for name, part in parts.items() if part is not None}
+        sizes = {name: bytes_of(part) // (length * num_envs) for name, part in parts.items()}
         raise ValueError(
             f"{data} needs {needed:,} bytes, and there are {available:,} bytes of memory: capacity + num_envs = "
             f"{length * num_envs:,} steps of {' + '.join(f'{size:,} ({name})' for name, size in sizes.items())} = "
             f"{sum(sizes.values()):,} bytes, for each seed; choose a smaller capacity"
         )
-    return _empty(data, spec)
+    return _empty(data, spec, env_params)
 
 
-def bytes_needed(data: Replay, spec: Spec) -> int:
+def bytes_needed(data: Replay, spec: Spec, env_params: PyTree = None) -> int:
     """Bytes of one buffer, to be multiplied by the number of seeds.
 
     >>> from jaxrl.types import Box
     >>> bytes_needed(Replay(capacity=1_000_000), Spec(Box((17,)), Box((6,), -1.0, 1.0)))
     102000122
     """
-    return _bytes(jax.eval_shape(lambda: _empty(data, spec)))
+    return bytes_of(jax.eval_shape(lambda: _empty(data, spec, env_params)))
 
 
 def memory() -> int | None:
@@ -106,11 +112,12 @@ def memory() -> int | None:
         return None
 
 
-def _bytes(shapes: PyTree) -> int:
+def bytes_of(shapes: PyTree) -> int:
+    """Bytes of all leaves; a random key counts as its words."""
     return sum(leaf.size * leaf.dtype.itemsize for leaf in jax.tree.leaves(shapes))
 
 
-def _empty(data: Replay, spec: Spec) -> Buffer:
+def _empty(data: Replay, spec: Spec, env_params: PyTree) -> Buffer:
     num_envs = data.num_envs
     rings = (data.capacity // num_envs + 1, num_envs)
     steps = Steps(
@@ -119,6 +126,7 @@ def _empty(data: Replay, spec: Spec) -> Buffer:
         terminated=jnp.zeros(rings, bool),
         truncated=jnp.zeros(rings, bool),
         place=jnp.zeros(rings, jnp.int32),
+        env_params=jax.tree.map(lambda leaf: jnp.zeros(rings + jnp.shape(leaf), jnp.result_type(leaf)), env_params),
     )
     observation = jnp.zeros((*rings, *spec.observation.shape), spec.observation.dtype)
     return Buffer(observation, steps, jnp.int32(0), *(jnp.zeros(num_envs, jnp.int32) for _ in range(4)))
@@ -143,7 +151,14 @@ def insert(buffer: Buffer, transition: Transition) -> Buffer:
     places = jnp.stack([buffer.place, (buffer.place + 1) % length])
     observations = jnp.stack([transition.observation, transition.next_observation])
     observation = buffer.observation.at[places, lanes].set(observations)
-    step = Steps(transition.action, transition.reward, transition.terminated, transition.truncated, buffer.place)
+    step = Steps(
+        action=transition.action,
+        reward=transition.reward,
+        terminated=transition.terminated,
+        truncated=transition.truncated,
+        place=buffer.place,
+        env_params=None if buffer.steps.env_params is None else transition.extras["env_params"],
+    )
     steps = jax.tree.map(lambda ring, new: ring.at[buffer.row].set(new), buffer.steps, step)
     row = (buffer.row + 1) % length
 
@@ -212,6 +227,7 @@ def _windows(buffer: Buffer, row: jax.Array, lane: jax.Array, n_step: int) -> Tr
         next_observation=observation[1:],
         terminated=steps.terminated,
         truncated=steps.truncated,
+        extras={} if steps.env_params is None else {"env_params": steps.env_params},
     )
 
 
@@ -228,14 +244,22 @@ class Experience:
 
 
 @rollout.begin.register
-def _(data: Replay, env: Environment) -> Experience:
-    lanes = rollout.lanes(env, data.num_envs, data.resets)
-    return Experience(lanes, init(data, env.spec), jnp.int32(data.warmup))
+def _(data: Replay, env: Environment, varying: bool = False) -> Experience:
+    lanes = rollout.lanes(env, data.num_envs, data.resets, varying)
+    buffer = init(data, env.spec, env.params() if varying else None)
+    return Experience(lanes, buffer, jnp.int32(data.warmup))
 
 
 @rollout.advance.register
 def _(
-    data: Replay, agent: Any, env: Environment, config: Any, state: Any, experience: Experience, key: jax.Array
+    data: Replay,
+    agent: Any,
+    env: Environment,
+    config: Any,
+    state: Any,
+    experience: Experience,
+    key: jax.Array,
+    propose: Any = None,
 ) -> tuple[Any, Experience, Metrics]:
     """One step of every environment, then `updates_per_step` updates; metrics of updates are NaN before the first."""
     collect_key, update_key = jax.random.split(key)
@@ -246,7 +270,8 @@ def _(
         random = jax.vmap(env.spec.action.sample)(jax.random.split(random_key, data.num_envs))
         return jnp.where(experience.warmup > 0, random, action), {}
 
-    lanes, batch = rollout.collect(env, policy, experience.lanes, collect_key, length=1)
+    proposals = rollout.proposed(propose, config, state)
+    lanes, batch = rollout.collect(env, policy, experience.lanes, collect_key, length=1, **proposals)
     buffer = insert(experience.buffer, jax.tree.map(lambda leaf: leaf[0], batch))
     warmup = jnp.maximum(experience.warmup - data.num_envs, 0)
     ready = (warmup == 0) & jnp.any(num_windows(buffer, data.n_step) > 0)

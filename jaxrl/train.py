@@ -31,7 +31,9 @@ from jax.sharding import AxisType, NamedSharding, PartitionSpec
 from jaxrl import checkpoint, log, rollout
 from jaxrl import evaluate as evaluation
 from jaxrl import replay as replay  # registers Replay with rollout.begin and rollout.advance
-from jaxrl.types import Environment, Metrics, canonical
+from jaxrl.types import Environment, Metrics, PyTree, canonical
+
+Propose = Callable[[Any, Any, PyTree, jax.Array, jax.Array], PyTree]  # (config, state, params, observation, key)
 
 
 @struct.dataclass
@@ -59,29 +61,37 @@ class Result(NamedTuple):
     evaluations: dict[str, np.ndarray]  # "steps" [P]; returns "greedy" and "sampled" [seeds, P, episodes]
 
 
-def loop(agent: Any, env: Environment) -> Loop:
+def loop(agent: Any, env: Environment, propose: Propose | None = None) -> Loop:
     """Bind `agent` to `env`. The same arguments give the same loop, so that compiled programs are found again.
+
+    `propose(config, state, params, observation, key) -> params` chooses the parameters of the environment, for any
+    number of environments at once (the leading axis of `params`, those in use, and of `observation`): for each episode
+    before it starts, or before each step where the agent's `Config.propose_at` is "step". None takes the agent's own,
+    if it has one. The parameters used stand in `extras["env_params"]` of a batch.
 
     Raises ValueError if the agent lacks a part, or the environment breaks its protocol (nothing is compiled for this).
     """
     _check_agent(agent)
-    return _loop(agent, env)
+    if propose is not None and not callable(propose):
+        raise ValueError(f"propose is {propose!r}, expected a function (config, state, params, observation, key)")
+    return _loop(agent, env, getattr(agent, "propose", None) if propose is None else propose)
 
 
 @functools.cache
-def _loop(agent: Any, env: Environment) -> Loop:
+def _loop(agent: Any, env: Environment, propose: Propose | None) -> Loop:
     _check_environment(env)
 
     def init(config: Any, key: jax.Array) -> RunState:
         _check_config(agent, config)
         agent_key, key = jax.random.split(key)
         state = agent.init(config, env.spec, agent_key)
-        return RunState(state, rollout.begin(config.data, env), key, jnp.zeros(2, jnp.uint32))
+        experience = rollout.begin(config.data, env, propose is not None)
+        return RunState(state, experience, key, jnp.zeros(2, jnp.uint32))
 
     def step(config: Any, run: RunState) -> tuple[RunState, Metrics]:
         key, step_key = jax.random.split(run.key)
         state, experience, metrics = rollout.advance(
-            config.data, agent, env, config, run.agent, run.experience, step_key
+            config.data, agent, env, config, run.agent, run.experience, step_key, propose
         )
         low = run.steps[0] + jnp.uint32(config.data.transitions)
         steps = jnp.stack([low, run.steps[1] + (low < run.steps[0])])
@@ -110,6 +120,8 @@ def fit(
     *,
     steps: float,
     seeds: int = 1,
+    block: int | None = None,
+    propose: Propose | None = None,
     run_dir: str | os.PathLike[str] | None = None,
     log_every: float | None = None,
     evaluate_every: float | None = None,
@@ -127,6 +139,9 @@ def fit(
 
     Args:
       steps: environment transitions per seed; rounded up to whole loop steps, and said so.
+      block: how many seeds a device computes side by side, one block after the other; all of its share by default.
+        With the same block, any number of devices from two on gives the same bits. It holds the run twice.
+      propose: chooses parameters of the environment, see `loop`.
       run_dir: a new directory for `config.json`, `metrics.jsonl` and checkpoints; None keeps nothing on disk.
       log_every: transitions between two points of the record, a hundredth of `steps` by default.
       evaluate_every: transitions between evaluations, also made before the first and after the last step; a tenth of
@@ -141,26 +156,24 @@ def fit(
         is returned at once.
       progress: print a line of progress.
 
-    Raises ValueError for a setting out of range, and if `run_dir` holds a run that is not to be resumed; of these a
-    CheckpointError if it can't be resumed with these settings, or a checkpoint can't be written.
+    Raises ValueError for a setting out of range, if the run does not fit into memory, and if `run_dir` holds a run that
+    is not to be resumed; of these a CheckpointError if it can't be resumed with these settings, or a checkpoint can't
+    be written.
     """
     _check_config(agent, config)
-    if steps <= 0 or seeds < 1 or episodes < 1:
-        raise ValueError(f"steps, seeds and episodes must be positive, got {steps}, {seeds} and {episodes}")
-    if keep < 1 or (resume and run_dir is None):
-        raise ValueError(f"keep must be at least 1, and resume needs a run_dir; got keep = {keep}, run_dir = {run_dir}")
+    _check_settings(steps, seeds, block, episodes, keep, resume, run_dir)
     plan = _plan(config.data.transitions, steps, log_every, evaluate_every, save_every if run_dir is not None else 0)
     config = canonical(config)
-    programs = _programs(agent, env, plan.log, episodes, _devices(seeds))
+    devices = _devices(seeds // (block or 1))
+    programs = _programs(loop(agent, env, propose), agent, env, plan.log, episodes, devices, block)
     evaluate_key = jax.random.key(0) if evaluate_key is None else evaluate_key
-    keys = {"key": key, "evaluate_key": evaluate_key}
-    settings = log.settings(agent, config, env, seeds) | {"episodes": episodes}
-    settings |= {name: log.describe(jax.random.key_data(key)) for name, key in keys.items()}
+    settings = _settings(agent, config, env, seeds, propose, episodes, key=key, evaluate_key=evaluate_key)
     made_with = {"agent": agent, "config": config, "env": env, "seeds": seeds}
+    target = _check_memory(programs, config, jax.random.split(key, seeds), devices)
     start: int | None = None
     run: Any = None
     if run_dir is not None and resume:
-        start, run = _resumed(run_dir, settings, programs, key, made_with)
+        start, run = _resumed(run_dir, settings, target, devices, made_with)
     done = (start or 0) // plan.transitions
     record = log.Record(run_dir, settings, total=plan.total, asked=steps, progress=progress, start=start)
 
@@ -175,22 +188,56 @@ def fit(
     with record, log.interruptible() as interrupted, saving as save:
         if done < plan.iterations:
             with record.compiling():
-                run = _compile(programs, config, key, seeds, run, evaluate if plan.evaluate else None)
-        saved, scores = done, None
-        while done < plan.iterations and not interrupted():
+                run = _compile(programs, config, key, seeds, run, evaluate if plan.evaluate and not start else None)
+        saved, last = done, done == plan.iterations or interrupted()
+        while not last:
             length = plan.next(done) - done
             run, history = programs.chunk(config, run, length)
             done += length
             record.chunk(done * plan.transitions, {name: np.asarray(x)[:, :length] for name, x in history.items()})
             scores = evaluate(run.agent) if plan.evaluates(done) else None
-            if plan.saves(saved, done):
+            last = done == plan.iterations or interrupted()
+            if last or plan.saves(saved, done):
                 record.sync()
                 save(run, done * plan.transitions, scores)
                 saved = done
-        if saved < done:
-            record.sync()
-            save(run, done * plan.transitions, scores)
     return Result(run, *record.arrays())
+
+
+def _check_settings(
+    steps: float, seeds: int, block: int | None, episodes: int, keep: int, resume: bool, run_dir: Any
+) -> None:
+    """Raises ValueError for a setting of `fit` that is out of range."""
+    if steps <= 0 or seeds < 1 or episodes < 1:
+        raise ValueError(f"steps, seeds and episodes must be positive, got {steps}, {seeds} and {episodes}")
+    if block is not None and (block < 1 or seeds % block):
+        raise ValueError(f"block must divide seeds = {seeds}, got {block}")
+    if keep < 1 or (resume and run_dir is None):
+        raise ValueError(f"keep must be at least 1, and resume needs a run_dir; got keep = {keep}, run_dir = {run_dir}")
+
+
+def _settings(
+    agent: Any, config: Any, env: Environment, seeds: int, propose: Any, episodes: int, **keys: jax.Array
+) -> dict[str, Any]:
+    """What makes a run what it is, as JSON; a run goes on only with the same."""
+    settings = log.settings(agent, config, env, seeds) | {"episodes": episodes}
+    if propose is not None:
+        settings["propose"] = log.describe(propose)
+    return settings | {name: log.describe(jax.random.key_data(key)) for name, key in keys.items()}
+
+
+def _check_memory(programs: _Programs, config: Any, keys: jax.Array, devices: tuple[jax.Device, ...]) -> RunState:
+    """Shapes and types of the run with a leading seed axis. Raises ValueError if there is no room for it."""
+    target: RunState = jax.eval_shape(programs.init, config, keys, None)
+    shares = 1 if devices[0].platform == "cpu" else len(devices)  # devices of the host share its memory
+    needed, available = replay.bytes_of(target) // shares, replay.memory()
+    if available is not None and needed > available:
+        seeds = len(keys) // shares
+        raise ValueError(
+            f"{seeds} seeds of {needed // seeds:,} bytes each need {needed:,} bytes, and there are {available:,} bytes "
+            f"of memory; train fewer seeds at once, or choose a smaller Config.data = {config.data}"
+        )
+    return target
 
 
 def _compile(
@@ -201,25 +248,28 @@ def _compile(
     run: RunState | None,
     evaluate: Callable[[Any], Any] | None,
 ) -> RunState:
-    """The run at its start, with its programs compiled; one that goes on is where it was."""
-    if run is not None:
-        run, _ = programs.chunk(config, run, 0)
-        return jax.block_until_ready(run)
-    run = jax.block_until_ready(programs.init(config, jax.random.split(key, seeds), None))
-    with concurrent.futures.ThreadPoolExecutor(1) as thread:  # both programs at once
-        first = thread.submit(evaluate, run.agent) if evaluate is not None else None
-        other = programs.init(config, jax.random.split(jax.random.key(1), seeds), None)
-        jax.block_until_ready(programs.chunk(config, other, 0))
+    """The run at its start, or where it was, evaluated, and with its programs compiled: all of them at once."""
+    if run is None:
+        run = programs.init(config, jax.random.split(key, seeds), None)
+    run = jax.block_until_ready(run)
+    with concurrent.futures.ThreadPoolExecutor(1) as thread:
+        first = thread.submit(evaluate, jax.block_until_ready(_copy(run.agent))) if evaluate is not None else None
+        run, _ = jax.block_until_ready(programs.chunk(config, run, 0))  # no step, and the run is donated
         if first is not None:
             first.result()
     return run
 
 
+@jax.jit
+def _copy(tree: PyTree) -> PyTree:
+    return jax.tree.map(jnp.copy, tree)
+
+
 def _resumed(
     run_dir: str | os.PathLike[str],
     settings: dict[str, Any],
-    programs: _Programs,
-    key: jax.Array,
+    target: RunState,
+    devices: tuple[jax.Device, ...],
     made_with: dict[str, Any],
 ) -> tuple[int | None, Any]:
     """How far the run in `run_dir` has got, and the run: 0 and None if it saved nothing, None and None without one."""
@@ -234,9 +284,6 @@ def _resumed(
     checkpoint.compare(saved, wanted, str(path))
     if not checkpoint.steps(run_dir):
         return 0, None
-    config, seeds = made_with["config"], made_with["seeds"]
-    target = jax.eval_shape(programs.init, config, jax.random.split(key, seeds), None)
-    devices = _devices(seeds)
     sharding = _sharding(devices) if len(devices) > 1 else None
     run = checkpoint.restore(run_dir, target, sharding=sharding, fallback=True, **made_with)
     return transitions(run), run
@@ -264,7 +311,7 @@ class _Plan(NamedTuple):
         return self.evaluate > 0 and (done % self.evaluate == 0 or done == self.iterations)
 
     def saves(self, saved: int, done: int) -> bool:
-        return self.save > 0 and (done // self.save > saved // self.save or done == self.iterations)
+        return self.save > 0 and done // self.save > saved // self.save
 
 
 def _plan(
@@ -295,9 +342,16 @@ class _Programs(NamedTuple):
 
 
 @functools.cache
-def _programs(agent: Any, env: Environment, capacity: int, episodes: int, devices: tuple[jax.Device, ...]) -> _Programs:
+def _programs(
+    bound: Loop,
+    agent: Any,
+    env: Environment,
+    capacity: int,
+    episodes: int,
+    devices: tuple[jax.Device, ...],
+    block: int | None = None,
+) -> _Programs:
     """The compiled functions of `fit`, over a leading seed axis."""
-    bound = loop(agent, env)
     greedy = jnp.arange(2 * episodes) < episodes
 
     def init(config: Any, key: jax.Array, _: None) -> RunState:
@@ -318,7 +372,7 @@ def _programs(agent: Any, env: Environment, capacity: int, episodes: int, device
         return evaluation.evaluate(agent, config, state, env, key, episodes=2 * episodes, greedy=greedy)
 
     def over_seeds(function: Callable[..., Any], donate: tuple[int, ...] = ()) -> Any:
-        function = jax.vmap(function, in_axes=(None, 0, None))
+        function = _in_blocks(jax.vmap(function, in_axes=(None, 0, None)), block)
         if len(devices) > 1:
             seed = _sharding(devices)
             specs = PartitionSpec(), seed.spec, PartitionSpec()
@@ -328,10 +382,33 @@ def _programs(agent: Any, env: Environment, capacity: int, episodes: int, device
     return _Programs(over_seeds(init), over_seeds(chunk, donate=(1,)), over_seeds(evaluate))
 
 
-def _devices(seeds: int) -> tuple[jax.Device, ...]:
-    """As many local devices as divide the seeds."""
+def _in_blocks(function: Callable[..., Any], block: int | None) -> Callable[..., Any]:
+    """`function` of seeds [n, ...], computed for `block` of them at a time, by one program whatever n is."""
+    if block is None:
+        return function
+
+    def blocks(config: Any, seeds: PyTree, argument: Any) -> PyTree:
+        seeds = jax.tree.map(lambda leaf: leaf.reshape(-1, block, *leaf.shape[1:]), seeds)
+        count = len(jax.tree.leaves(seeds)[0])
+        shapes = jax.eval_shape(function, config, jax.tree.map(lambda leaf: leaf[0], seeds), argument)
+        results = jax.tree.map(lambda leaf: rollout.zeros((count, *leaf.shape), leaf.dtype), shapes)
+
+        def body(i: jax.Array, results: PyTree) -> PyTree:
+            part = function(config, jax.tree.map(lambda leaf: leaf[i], seeds), argument)
+            return jax.tree.map(lambda all_, one: all_.at[i].set(one), results, part)
+
+        # XLA would compile a loop that is known to have one turn as another program, which rounds otherwise.
+        turns = jax.lax.optimization_barrier(jnp.int32(count))
+        results = jax.lax.fori_loop(0, turns, body, results)
+        return jax.tree.map(lambda leaf: leaf.reshape(-1, *leaf.shape[2:]), results)
+
+    return blocks
+
+
+def _devices(blocks: int) -> tuple[jax.Device, ...]:
+    """As many local devices as divide the seeds, or the blocks of them."""
     devices = jax.local_devices()
-    count = max(n for n in range(1, len(devices) + 1) if seeds % n == 0)
+    count = max(n for n in range(1, len(devices) + 1) if blocks % n == 0)
     return tuple(devices[:count])
 
 

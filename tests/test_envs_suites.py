@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import copy
+import importlib
 import importlib.metadata
 import os
 import subprocess
@@ -15,7 +16,7 @@ import pytest
 from jaxrl import envs
 from jaxrl.envs import gymnax as gymnax_suite
 from jaxrl.envs import tiny
-from jaxrl.types import Box, Discrete, Environment
+from jaxrl.types import Box, Discrete, Environment, Spec
 
 
 def types_of(tree):
@@ -43,7 +44,7 @@ QUIET = """
 import sys
 import jaxrl.envs
 assert len(jaxrl.envs.names()) > 40
-heavy = {"brax", "mujoco", "gymnax", "gymnasium", "jaxopt"} & set(sys.modules)
+heavy = {"brax", "mujoco", "mujoco_playground", "gymnax", "gymnasium", "jaxopt"} & set(sys.modules)
 assert not heavy, heavy
 import jax
 env = jaxrl.envs.make("brax/halfcheetah")
@@ -52,12 +53,22 @@ jax.eval_shape(env.step, env.params(), state, env.spec.action.zeros(), jax.rando
 assert "brax" in sys.modules and "brax.training" not in sys.modules
 """
 
+QUIET_PLAYGROUND = """
+import jaxrl.envs
+env = jaxrl.envs.make("playground/CheetahRun")
+"""
 
-def test_brax_is_imported_late_and_says_nothing(tmp_path):
+
+@pytest.mark.parametrize(
+    ("package", "program"),
+    [("brax", QUIET), pytest.param("mujoco_playground", QUIET_PLAYGROUND, marks=pytest.mark.slow)],
+)
+def test_suites_are_imported_late_and_say_nothing(tmp_path, package, program):
+    pytest.importorskip(package)
     root = os.path.dirname(os.path.dirname(os.path.abspath(__file__)))
     paths = os.pathsep.join(filter(None, [root, os.environ.get("PYTHONPATH")]))
     result = subprocess.run(
-        [sys.executable, "-W", "default", "-c", QUIET],
+        [sys.executable, "-W", "default", "-c", program],
         cwd=tmp_path,
         env=os.environ | {"PYTHONPATH": paths, "JAX_PLATFORMS": "cpu"},
         capture_output=True,
@@ -179,6 +190,63 @@ def test_brax_takes_actions_in_the_unit_box(name):
         np.testing.assert_allclose(reached.value.args[0], original.sys.actuator.ctrl_range[:, limit], rtol=1e-6)
 
 
+# -------------------------------------------------------------------------------------- playground
+
+
+@pytest.fixture
+def suite():
+    pytest.importorskip("warp")  # without the optional package, nothing of it is there
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        return importlib.import_module("mujoco_playground").dm_control_suite
+
+
+def test_playground_pendulum_is_playgrounds(suite):
+    env = envs.make("playground/PendulumSwingup")
+    assert repr(env) == "Playground(PendulumSwingup, impl='jax', max_steps=1000)"
+    check_types(env)
+    assert env.spec == Spec(Box((3,)), Box((1,), -1.0, 1.0))
+    original = suite.load("PendulumSwingup", config_overrides={"impl": "jax"})
+
+    @jax.jit  # both in one program, from the same state, so that XLA compiles the physics once
+    def rollouts(key):
+        first, expected = env.reset(env.params(), key), original.reset(jax.random.clone(key))
+
+        def body(states, action):
+            state, own = env.step(env.params(), states[0], action, jax.random.key(0))
+            expected = original.step(states[1], action)
+            return (state, expected), (own, expected.obs, expected.reward)
+
+        actions = jnp.linspace(-1, 1, 30)[:, None]
+        return jax.lax.scan(body, (first[0], expected), actions)[1]
+
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        own, observation, reward = rollouts(jax.random.key(0))
+    np.testing.assert_allclose(own.observation, observation, rtol=1e-5, atol=1e-6)
+    np.testing.assert_allclose(own.reward, reward, rtol=1e-6)
+    assert not np.any(own.terminated | own.truncated)
+    np.testing.assert_allclose(np.hypot(*np.asarray(own.observation).T[:2]), 1, rtol=1e-5)
+    assert len(np.unique(own.observation[:, 0])) == 30
+
+
+def test_playground_names_are_its_names_and_settings_are_checked(suite):
+    assert set(envs.names("playground")) == {f"playground/{name}" for name in suite.ALL_ENVS}
+    with pytest.raises(ValueError, match="no setting 'action_repeat', expected max_steps or one of ctrl_dt, impl"):
+        envs.make("playground/PendulumSwingup", action_repeat=2)
+    env = envs.make("playground/PendulumSwingup", ctrl_dt=0.04, max_steps=500)
+    assert (env.env.n_substeps, env.max_steps) == (4, 500)
+    assert repr(env) == "Playground(PendulumSwingup, impl='jax', ctrl_dt=0.04, max_steps=500)"
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", envs.names("playground"))
+def test_playground_types_and_actions(suite, name):
+    env = envs.make(name)
+    check_types(env)
+    assert np.all(env.env.mj_model.actuator_ctrlrange == [-1, 1])
+
+
 # ------------------------------------------------------------------------------------------ gymnax
 
 
@@ -287,7 +355,7 @@ def test_gymnax_missing_or_old(monkeypatch):
 @pytest.mark.parametrize(
     ("name", "text"),
     [
-        ("brax/fast", "Brax(Fast, backend=None, max_steps=1000)"),
+        ("brax/fast", "Brax(fast, backend=None, max_steps=1000)"),
         ("gymnax/CartPole-v1", "Gymnax(CartPole-v1, max_steps=500)"),
     ],
 )

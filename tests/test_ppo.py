@@ -84,6 +84,14 @@ def test_advantages_bootstrap_through_truncation_and_not_through_termination(col
     np.testing.assert_allclose(ppo.samples(config, state, over).advantage.reshape(8, 4), expected, rtol=1e-4, atol=1e-5)
 
 
+def test_rewards_are_scaled_before_anything_else(collected):
+    state, batch = collected
+    scaled = ppo.samples(CONFIG.replace(reward_scale=3.0), state, batch)
+    tripled = ppo.samples(CONFIG, state, batch.replace(reward=3 * batch.reward))
+    np.testing.assert_allclose(scaled.target, tripled.target, rtol=1e-5)
+    assert np.all(np.abs(scaled.target - ppo.samples(CONFIG, state, batch).target) > 1e-3)
+
+
 def test_no_minibatch_is_taken_after_the_policy_has_moved_too_far(collected):
     state, batch = collected
     config = CONFIG.replace(num_epochs=3, learning_rate=0.05)

@@ -301,7 +301,7 @@ def seeds() -> tuple[list[int], Config, Any]:
     agent: Any = type(sys)("counted")
     agent.Config, agent.init, agent.act, agent.update = Config, init, act, counted
     config = canonical(Config(data=dataclasses.replace(MILLION, updates_per_step=1), learning_rate=1e-12))
-    programs = train._programs(agent, Hundreds(), 50, 1, tuple(jax.devices()[:1]))
+    programs = train._programs(train.loop(agent, Hundreds()), agent, Hundreds(), 50, 1, tuple(jax.devices()[:1]))
     runs = programs.init(config, jax.random.split(jax.random.key(0), 2), None)
     with jax.debug_key_reuse(False):  # it does not understand a vmap over a scan over keys
         chunk = programs.chunk.lower(config, runs, 1).compile()
@@ -441,3 +441,46 @@ def test_neither_insertion_nor_sampling_does_more_with_a_larger_buffer() -> None
         return compiled.cost_analysis()["flops"], compiled.memory_analysis().temp_size_in_bytes
 
     assert operations(1000) == operations(10**6)
+
+
+# ----------------------------------------------------------------------------- proposed parameters
+
+
+@dataclasses.dataclass(frozen=True)
+class Paid:
+    """Pays its parameter, which somebody proposes; ends after three steps."""
+
+    max_steps: int = 3
+    spec = Spec(Box((1,)), Box((1,), -1.0, 1.0))
+
+    def params(self) -> jax.Array:
+        return jnp.zeros(())
+
+    def reset(self, params: jax.Array, key: jax.Array) -> tuple[jax.Array, jax.Array]:
+        return params, params[None]
+
+    def step(self, params: jax.Array, state: jax.Array, action: jax.Array, key: jax.Array) -> tuple[jax.Array, Step]:
+        return state, Step(params[None], params, jnp.array(False), jnp.array(False))
+
+
+def test_windows_hold_the_parameters_that_were_in_use() -> None:
+    data = Replay(num_envs=2, capacity=20, batch_size=32, n_step=4, warmup=0)
+    env = Paid()
+    spec = env.spec
+    assert replay.bytes_needed(data, spec, env.params()) == replay.bytes_needed(data, spec) + 4 * 2 * 11
+
+    def run(key: jax.Array) -> Transition:
+        collect_key, sample_key = jax.random.split(key)
+        lanes = rollout.lanes(env, 2, "fresh", varying=True)
+        propose = lambda params, observation, key: jax.random.uniform(key, params.shape)  # noqa: E731
+        policy = lambda observation, key: (jnp.zeros((2, 1)), {})  # noqa: E731
+        _, batch = rollout.collect(env, policy, lanes, collect_key, 30, propose=propose)
+        body = lambda buffer, transition: (replay.insert(buffer, transition), None)  # noqa: E731
+        buffer, _ = jax.lax.scan(body, replay.init(data, spec, env.params()), batch)
+        return replay.sample(buffer, data, sample_key)
+
+    window = jax.jit(run)(jax.random.key(0))
+    params, taken = window.extras["env_params"], returns.until_end(window.terminated | window.truncated)
+    assert params.shape == (4, 32) and len(np.unique(params)) > 3
+    np.testing.assert_array_equal(window.reward, np.where(taken, params, 0))
+    np.testing.assert_array_equal(window.next_observation[..., 0], params)

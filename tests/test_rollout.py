@@ -191,3 +191,85 @@ def test_vmapped_lanes_are_the_same_as_alone():
         for i in range(2):
             alone = rollout.collect(env, alternate, lanes, keys[i], 10)[1]
             jax.tree.map(lambda a, b, i=i: np.testing.assert_array_equal(a[i], b), together, alone)
+
+
+# ----------------------------------------------------------------------------- proposed parameters
+
+
+@dataclasses.dataclass(frozen=True)
+class Tilted:
+    """Starts at its parameter `start`, adds its parameter `slope` at each step, and pays it; ends after `max_steps`."""
+
+    max_steps: int = 4
+    spec = Spec(Box((1,)), Box((1,), -1.0, 1.0))
+
+    def params(self):
+        return {"start": jnp.zeros(()), "slope": jnp.ones(())}
+
+    def reset(self, params, key):
+        return params["start"], params["start"][None]
+
+    def step(self, params, state, action, key):
+        state = state + params["slope"]
+        return state, Step(state[None], params["slope"], jnp.array(False), jnp.array(False))
+
+
+def draw(params, observation, key):
+    """Any parameters; those in use and the observation are part of the next ones, to see that they come in."""
+    noise = jax.random.uniform(key, observation.shape[:1])
+    return {"start": params["slope"] + 100 * noise, "slope": 1 + jnp.abs(observation[:, 0]) / 1000 + noise}
+
+
+def collect_tilted(propose, length=30, num_envs=5, resets="pool", **settings):
+    lanes = rollout.lanes(Tilted(), num_envs, resets, varying=True)
+    run = jax.jit(
+        lambda lanes, key: rollout.collect(Tilted(), alternate, lanes, key, length, propose=propose, **settings)
+    )
+    return run(lanes, jax.random.key(0))[1]
+
+
+@pytest.mark.parametrize("resets", ["pool", "fresh"])
+def test_parameters_proposed_for_an_episode_hold_from_its_reset_to_its_end(resets):
+    batch = collect_tilted(draw, resets=resets)
+    start, slope = batch.extras["env_params"]["start"], batch.extras["env_params"]["slope"]
+    episode = np.arange(30) // 4
+    for lane in range(5):
+        for number in np.unique(episode):
+            rows = np.flatnonzero(episode == number)
+            assert np.all(start[rows, lane] == start[rows[0], lane])
+            assert np.all(slope[rows, lane] == slope[rows[0], lane])
+            np.testing.assert_allclose(batch.observation[rows[0], lane, 0], start[rows[0], lane])
+    np.testing.assert_array_equal(batch.reward, slope)
+    np.testing.assert_allclose(batch.next_observation[..., 0], batch.observation[..., 0] + slope, rtol=1e-6)
+    assert len(np.unique(slope)) == (5 if resets == "pool" else 5 * 8)  # the pool is renewed between rollouts
+
+
+def test_a_proposal_gets_the_parameters_in_use_and_the_last_observation():
+    batch = collect_tilted(lambda params, observation, key: {
+        "start": observation[:, 0], "slope": params["slope"] + 1
+    }, resets="fresh", num_envs=2)  # fmt: skip
+    slope = batch.extras["env_params"]["slope"][::4]
+    np.testing.assert_array_equal(slope, np.broadcast_to(np.arange(2.0, 10.0)[:, None], (8, 2)))
+    np.testing.assert_array_equal(batch.observation[4::4], batch.next_observation[3:-1:4])  # where the last one ended
+
+
+def test_parameters_proposed_at_each_step_hold_for_that_step():
+    batch = collect_tilted(draw, each_step=True)
+    params = batch.extras["env_params"]
+    np.testing.assert_array_equal(batch.reward, params["slope"])
+    assert len(np.unique(params["slope"])) == 30 * 5
+    np.testing.assert_array_equal(batch.observation[::4], 0)  # episodes start with the parameters of the environment
+    np.testing.assert_allclose(params["slope"][::4] - 1, (params["start"][::4] - 1) / 100, atol=1e-5)
+
+
+@pytest.mark.parametrize(
+    ("propose", "got"),
+    [
+        (lambda params, observation, key: params | {"start": jnp.zeros(())}, r"\(\(\), dtype\('float32'\)\)"),
+        (lambda params, observation, key: params | {"start": jnp.zeros(5, int)}, "int32"),
+        (lambda params, observation, key: {"slope": params["slope"]}, r"\{'slope': \*\}"),
+    ],
+)
+def test_proposals_of_another_shape_type_or_structure_are_refused(propose, got):
+    with pytest.raises(ValueError, match=rf"propose returned parameters .*{got}.* expected those of the parameters"):
+        collect_tilted(propose)

@@ -38,7 +38,7 @@ def window(rows, batch=6, seed=0):
 @pytest.mark.parametrize("rows", [1, 3])
 def test_target_is_the_soft_value_of_one_successor(state, rows):
     """In NumPy, for each member of the batch by itself."""
-    config, batch = CONFIG.replace(discount=0.9), window(rows)
+    config, batch = CONFIG.replace(discount=0.9, reward_scale=2.0), window(rows)
     state = state.replace(target=jax.tree.map(lambda leaf: leaf + 0.1, state.target))
     state = state.replace(params=state.params | {"log_temperature": jnp.log(0.3)})
     targets = sac.target(config, state, batch, jax.random.key(5))
@@ -47,7 +47,7 @@ def test_target_is_the_soft_value_of_one_successor(state, rows):
     action, log_prob = sac.actor(config, ENV.spec, state.params, last).sample_and_log_prob(seed=jax.random.key(5))
     values = np.asarray(sac.critics(config, state.target, last, action))
     for b, m in enumerate(steps):
-        expected = sum(0.9**k * batch.reward[k, b] for k in range(m))
+        expected = sum(0.9**k * 2 * batch.reward[k, b] for k in range(m))
         if b != 1:  # the one that terminated
             expected += 0.9**m * (values[:, b].min() - 0.3 * log_prob[b])
         np.testing.assert_allclose(targets[b], expected, rtol=1e-4, atol=1e-5)

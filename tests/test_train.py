@@ -16,10 +16,11 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from flax import struct
 from helpers import assert_same, small
 
-from jaxrl import envs, log, train
-from jaxrl.agents import ppo
+from jaxrl import checkpoint, envs, log, replay, train
+from jaxrl.agents import ppo, sac
 from jaxrl.types import Box, Spec, Step, canonical
 
 CONFIG = small(ppo)
@@ -152,25 +153,42 @@ def run_python(code, **environment):
 
 
 TRAIN = """
-    import jax, numpy as np
+    import json, sys, jax, numpy as np
     from jaxrl import envs, train
-    from jaxrl.agents import ppo
+    from jaxrl.agents import ppo, sac
     from helpers import small
-    result = train.fit(ppo, small(ppo), envs.make("jaxrl/point_mass", max_steps=5), jax.random.key(0),
-                       steps=64, seeds=4, evaluate_every=0, progress=False)
-    print(jax.device_count(), *np.concatenate([np.ravel(leaf) for leaf in jax.tree.leaves(result.run.agent.params)]))
+    agents = {"ppo": ppo, "sac": sac}
+    for name, block in json.loads('RUNS'):
+        agent = agents[name]
+        config = small(agent)
+        result = train.fit(agent, config, envs.make("jaxrl/point_mass", max_steps=5), jax.random.key(0),
+                           steps=8 * config.data.transitions, seeds=8, block=block, episodes=2, progress=False)
+        run = result.run.replace(key=jax.random.key_data(result.run.key))
+        leaves = [np.asarray(leaf) for leaf in jax.tree.leaves(run)]
+        leaves += [np.asarray(leaf) for leaf in jax.tree.leaves((result.metrics, result.evaluations))]
+        values = np.concatenate([np.ravel(leaf).astype(np.float64) for leaf in leaves])
+        print(jax.device_count(), *map(float.hex, values))
 """
 
 
-def test_seeds_are_shared_among_devices():
-    """With another number of lanes on each device XLA rounds otherwise: the same, but not to the last bit."""
-    runs = {}
-    for devices in ("1", "2"):
-        flags = f"--xla_force_host_platform_device_count={devices}"
-        count, *values = run_python(TRAIN, XLA_FLAGS=flags).split()
-        assert count == devices
-        runs[devices] = np.array(values, float)
-    np.testing.assert_allclose(runs["1"], runs["2"], rtol=1e-3, atol=1e-5)
+def on_devices(devices, runs):
+    """Each run in `runs`, (agent, block), on so many devices: everything that it leaves behind as one array."""
+    flags = f"--xla_force_host_platform_device_count={devices}"
+    lines = run_python(TRAIN.replace("RUNS", json.dumps(runs)), XLA_FLAGS=flags).splitlines()
+    assert all(line.split()[0] == str(devices) for line in lines)
+    return [np.array([float.fromhex(word) for word in line.split()[1:]]) for line in lines]
+
+
+def test_seeds_are_shared_among_devices_and_in_blocks_their_number_does_not_change_a_bit():
+    """With more lanes side by side XLA rounds otherwise, and for one device it compiles in another way than for two."""
+    runs = [("ppo", None), ("ppo", 2), ("sac", 1)]
+    one, two, four = (on_devices(devices, runs) for devices in (1, 2, 4))
+    assert [len(run) for run in one] == [len(run) for run in four]
+    finite = np.isfinite(one[0])
+    for run in (one[1], two[0], two[1], four[0]):
+        np.testing.assert_allclose(one[0][finite], run[finite], rtol=1e-2, atol=1e-3)
+    for a, b in zip(two[1:], four[1:], strict=True):
+        np.testing.assert_array_equal(a, b)
 
 
 def test_ctrl_c_stops_after_the_chunk_and_returns_what_there_is(tmp_path, capsys):
@@ -248,8 +266,84 @@ def test_an_environment_that_breaks_its_protocol_is_refused(changes, message):
         train.loop(ppo, object())
 
 
+def randomise(config, state, params, observation, key):
+    """Every episode has a mass of its own."""
+    return params.replace(mass=jax.random.uniform(key, params.mass.shape, minval=0.5, maxval=2.0))
+
+
+def shrink(config, state, params, observation, key):
+    return params.replace(mass=0.9 * params.mass)
+
+
+def with_parts(agent, config=None, **parts):
+    """The agent with other parts."""
+    names = ("Config", "init", "act", "update")
+    return types.SimpleNamespace(**({"__name__": "other"} | {name: getattr(agent, name) for name in names} | parts))
+
+
+@pytest.mark.parametrize("agent", [ppo, sac])
+def test_parameters_that_are_proposed_reach_the_agent(agent):
+    """Through `loop`, through `fit`, and as the agent's own."""
+    seen = []
+
+    def update(config, state, batch, key):
+        jax.debug.callback(lambda mass: seen.append(np.asarray(mass)), batch.extras["env_params"].mass)
+        return agent.update(config, state, batch, key)
+
+    config = small(agent)
+    for watching, propose in [
+        (with_parts(agent, update=update), randomise),
+        (with_parts(agent, update=update, propose=randomise), None),
+    ]:
+        seen.clear()
+        loop = train.loop(watching, ENV, propose)
+        run, _ = train.scan(loop, config, loop.init(config, jax.random.key(0)), 12)
+        jax.block_until_ready(run)
+        masses = np.concatenate([np.ravel(mass) for mass in seen])
+        assert np.all((masses > 0.5) & (masses < 2)) and len(np.unique(masses)) > 3
+    with pytest.raises(ValueError, match="propose is 3, expected a function"):
+        train.loop(agent, ENV, 3)
+
+
+def test_an_agent_chooses_parameters_at_each_step_if_its_configuration_says_so():
+    @struct.dataclass
+    class Config(ppo.Config):
+        propose_at: str = struct.field(pytree_node=False, default="reset")
+
+    agent = with_parts(ppo, Config=Config, propose=shrink, update=lambda config, state, batch, key: (
+        state, {"last": batch.extras["env_params"].mass[4, 0], "first": batch.extras["env_params"].mass[0, 0]}
+    ))  # fmt: skip
+    loop = train.loop(agent, ENV)
+    for at, first, last in [("reset", 0.9, 0.9), ("step", 0.9, 0.9**5)]:
+        config = Config(data=CONFIG.data, num_minibatches=CONFIG.num_minibatches, propose_at=at)
+        _, metrics = loop.step(config, loop.init(config, jax.random.key(0)))
+        np.testing.assert_allclose((metrics["first"], metrics["last"]), (first, last), rtol=1e-6)
+
+
+def test_a_run_with_proposals_says_so_and_goes_on_only_with_them(tmp_path):
+    fit(jax.random.key(0), steps=STEP, propose=randomise, run_dir=tmp_path / "run", evaluate_every=0)
+    assert json.loads((tmp_path / "run" / "config.json").read_text())["propose"].endswith("randomise")
+    for propose in (None, shrink):
+        with pytest.raises(checkpoint.CheckpointError, match="propose"):
+            fit(jax.random.key(0), steps=2 * STEP, propose=propose, run_dir=tmp_path / "run", resume=True)
+    more = fit(
+        jax.random.key(0), steps=2 * STEP, propose=randomise, run_dir=tmp_path / "run", resume=True, evaluate_every=0
+    )
+    whole = fit(jax.random.key(0), steps=2 * STEP, propose=randomise, evaluate_every=0)
+    assert_same(more.run, whole.run)
+
+
+def test_a_run_that_does_not_fit_into_memory_is_refused_before_it_is_made(tmp_path, monkeypatch):
+    monkeypatch.setattr(replay, "memory", lambda: 500_000)
+    config = small(sac)
+    with pytest.raises(ValueError, match=r"64 seeds of [\d,]+ bytes each need [\d,]+ bytes, and there are 500,000"):
+        train.fit(sac, config, ENV, jax.random.key(0), steps=1, seeds=64, run_dir=tmp_path / "run")
+    assert not (tmp_path / "run").exists()
+
+
 def test_bad_settings_of_fit_are_refused_and_leave_nothing_behind(tmp_path):
     for settings, message in [
+        ({"steps": STEP, "seeds": 4, "block": 3}, "block must divide seeds = 4, got 3"),
         ({"steps": 0}, "steps, seeds and episodes must be positive, got 0"),
         ({"steps": STEP, "seeds": 0}, "must be positive"),
         ({"steps": STEP, "log_every": -1}, "log_every must not be negative, got -1"),

@@ -15,14 +15,14 @@ from typing import Any
 
 import jax.numpy as jnp
 
-from jaxrl.envs import brax, builtin, gymnax
+from jaxrl.envs import brax, builtin, gymnax, playground
 from jaxrl.types import Environment
 
 __all__ = ["SUITES", "make", "names"]
 
 # A suite is a module with NAMES, REFUSED (the reason by name), BACKENDS (the default first; empty where there is no
 # choice) and make(name, backend, **settings), which imports what it adapts only then.
-SUITES: dict[str, Any] = {"brax": brax, "gymnax": gymnax, "jaxrl": builtin}
+SUITES: dict[str, Any] = {"brax": brax, "playground": playground, "gymnax": gymnax, "jaxrl": builtin}
 
 
 def make(name: str, *, backend: str | None = None, **settings: Any) -> Environment:

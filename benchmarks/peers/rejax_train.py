@@ -1,9 +1,9 @@
-"""PPO as rejax 0.1.3 trains it: seeds under `vmap`, one compiled call, its curves as one JSON file.
+"""PPO and SAC as rejax 0.1.3 trains them: seeds under `vmap`, one compiled call, their curves as one JSON file.
 
 Run it with the peer's own interpreter, which `benchmarks/peers/setup rejax` makes; nothing of jaxrl is imported::
 
-    JAX_PLATFORMS=cpu benchmarks/peers/.venv-rejax/bin/python benchmarks/peers/rejax_ppo.py \
-        --env CartPole-v1 --seeds 16 --steps 500000 --evaluate-every 25000 --episodes 16 \
+    JAX_PLATFORMS=cpu benchmarks/peers/.venv-rejax/bin/python benchmarks/peers/rejax_train.py \
+        --algorithm ppo --env CartPole-v1 --seeds 16 --steps 500000 --evaluate-every 25000 --episodes 16 \
         --out benchmarks/learning/peers/rejax-ppo-cartpole.json \
         --settings '{"num_envs": 4, "num_steps": 128, "num_epochs": 4, "num_minibatches": 4, "learning_rate": 2.5e-4,
                      "gamma": 0.99, "gae_lambda": 0.95, "clip_eps": 0.2, "vf_coef": 0.5, "ent_coef": 0.01,
@@ -31,6 +31,8 @@ The peer is run as it is, so these figures hold what it does (read in its source
 - a Brax environment is reset twice: Brax's wrapper restores the first state of the lane at an episode's end, and
   gymnax's `step` replaces that by a fresh reset, which it computes in every step;
 - `max_grad_norm` clips each gradient element to [-max_grad_norm, max_grad_norm], not the global norm;
+- SAC's replay holds, as the successor of an episode's last step, the first observation of the next episode; its warm-up
+  acts with the untrained policy; its target is updated in the warm-up too; `polyak` is what stays of the target;
 - there is no learning-rate schedule; the very first observation of a lane is not normalised;
 - the value loss is the larger of the clipped and unclipped squared errors, halved, before `vf_coef`; values are clipped
   by `clip_eps` too, in units of the reward;
@@ -51,22 +53,32 @@ from typing import Any
 
 import jax
 import numpy as np
-from rejax import PPO
+from rejax import PPO, SAC
 from rejax.evaluate import evaluate
 
+ALGORITHMS = {"ppo": PPO, "sac": SAC}
 NETWORK = ("hidden_layer_sizes", "activation")
-SETTINGS = (
-    "num_envs", "num_steps", "num_epochs", "num_minibatches", "learning_rate", "gamma", "gae_lambda", "clip_eps",
-    "vf_coef", "ent_coef", "max_grad_norm", "normalize_observations", *NETWORK,
-)  # fmt: skip
+SETTINGS = {
+    "ppo": (
+        "num_envs", "num_steps", "num_epochs", "num_minibatches", "learning_rate", "gamma", "gae_lambda", "clip_eps",
+        "vf_coef", "ent_coef", "max_grad_norm", "normalize_observations", *NETWORK,
+    ),
+    "sac": (
+        "num_envs", "num_epochs", "buffer_size", "fill_buffer", "batch_size", "learning_rate", "gamma", "polyak",
+        "max_grad_norm", "normalize_observations", *NETWORK,
+    ),
+}  # fmt: skip
 EVALUATION = "mean undiscounted return of {} episodes of the sampling policy, each from a fresh reset"
 PACKAGES = ("rejax", "gymnax", "brax", "jax", "jaxlib", "flax", "optax", "distrax", "numpy")
 
 
 def arguments() -> argparse.Namespace:
     """Parse the command line; the settings must name every key of `SETTINGS` and no other."""
-    parser = argparse.ArgumentParser(description="Train rejax's PPO on vmapped seeds and write its learning curves.")
-    parser.add_argument("--env", required=True, help="CartPole-v1 (gymnax) or brax/inverted_pendulum")
+    parser = argparse.ArgumentParser(
+        description="Train rejax's PPO or SAC on vmapped seeds and write its learning curves."
+    )
+    parser.add_argument("--algorithm", required=True, choices=ALGORITHMS)
+    parser.add_argument("--env", required=True, help="such as CartPole-v1 (gymnax) or brax/inverted_pendulum")
     parser.add_argument("--backend", help="Brax physics backend (Brax environments only), such as spring")
     parser.add_argument("--seeds", type=int, required=True, help="number of independent runs, trained together")
     parser.add_argument("--seed", type=int, default=0, help="key from which the runs' keys are split")
@@ -76,25 +88,30 @@ def arguments() -> argparse.Namespace:
     parser.add_argument("--settings", type=json.loads, required=True, help="JSON object with rejax's settings")
     parser.add_argument("--out", type=Path, required=True, help="JSON file to write")
     args = parser.parse_args()
-    if set(args.settings) != set(SETTINGS):
-        parser.error(f"--settings differs from the expected names in {sorted(set(args.settings) ^ set(SETTINGS))}")
+    differing = set(args.settings) ^ set(SETTINGS[args.algorithm])
+    if differing:
+        parser.error(f"--settings differs from the expected names in {sorted(differing)}")
     if args.backend and not args.env.startswith("brax/"):
         parser.error(f"--backend is for Brax environments, got --env {args.env}")
     return args
 
 
-def create(args: argparse.Namespace) -> PPO:
-    """Build rejax's PPO with its own evaluation at `episodes` episodes instead of 128."""
-    algorithm = PPO.create(
+def create(args: argparse.Namespace) -> PPO | SAC:
+    """Build rejax's algorithm with its own evaluation at `episodes` episodes instead of 128."""
+    network = {name: args.settings[name] for name in NETWORK}
+    own = {name: value for name, value in args.settings.items() if name not in NETWORK}
+    if args.algorithm == "sac":  # which takes the sizes beside the network's settings
+        own["hidden_layer_sizes"] = network.pop("hidden_layer_sizes")
+    algorithm = ALGORITHMS[args.algorithm].create(
         env=args.env,
         env_params={"backend": args.backend} if args.backend else {},
-        agent_kwargs={name: args.settings[name] for name in NETWORK},
+        agent_kwargs=network,
         total_timesteps=args.steps,
         eval_freq=args.evaluate_every,
-        **{name: args.settings[name] for name in SETTINGS if name not in NETWORK},
+        **own,
     )
 
-    def episode_returns(algorithm: PPO, state: Any, key: jax.Array) -> jax.Array:
+    def episode_returns(algorithm: PPO | SAC, state: Any, key: jax.Array) -> jax.Array:
         act, params = algorithm.make_act(state), algorithm.env_params
         return evaluate(act, key, algorithm.env, params, args.episodes, params.max_steps_in_episode)[1]
 
@@ -114,13 +131,14 @@ def main() -> None:
     state, returns = jax.block_until_ready(train(keys))  # returns [seeds, points, episodes]
     trained = time.perf_counter()
 
-    iteration = args.settings["num_envs"] * args.settings["num_steps"]
+    iteration = args.settings["num_envs"] * args.settings.get("num_steps", 1)
     between = math.ceil(args.evaluate_every / iteration) * iteration
     points = [between * i for i in range(returns.shape[1])]
     assert np.all(np.asarray(state.global_step) == points[-1]), (state.global_step, points[-1])
 
     record = {
         "library": "rejax",
+        "algorithm": args.algorithm,
         "versions": {"python": platform.python_version()} | {name: version(name) for name in PACKAGES},
         "device": jax.devices()[0].device_kind,
         "env": args.env,
