@@ -56,7 +56,8 @@ def make(name: str, backend: str | None, *, max_steps: int = 1000, impl: str = "
         unknown = [setting for setting in settings if setting not in known]
         if unknown:
             raise ValueError(
-                f"playground/{name} has no setting {unknown[0]!r}, expected max_steps or one of {', '.join(sorted(known))}"
+                f"playground/{name} has no setting {unknown[0]!r}, expected max_steps or one of "
+                f"{', '.join(sorted(known))}"
             )
         env = dm_control_suite.load(name, config_overrides={"impl": impl, **settings})
     return Physics(env, max_steps, label("Playground", name, {"impl": impl, **settings, "max_steps": max_steps}))
