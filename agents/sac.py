@@ -12,7 +12,8 @@ Source: Haarnoja et al. 2018, "Soft Actor-Critic Algorithms and Applications", e
 the minimum over critics is that of Fujimoto et al. 2018, "Addressing Function Approximation Error in Actor-Critic
 Methods".
 Differs from the paper: one Adam takes the three losses at once, each with respect to its own parameters; the
-temperature is learned as its logarithm; n-step targets without correction are a setting.
+temperature is learned as its logarithm; n-step targets without correction are a setting. Actions a are those of the
+box [-1, 1]^A, so that neither densities nor critics depend on the units of the environment.
 """
 
 from __future__ import annotations
@@ -39,7 +40,7 @@ class Config:
     discount: float = 0.99  # per step, in [0, 1)
     reward_scale: float = 1.0  # what the agent learns from is so many times the reward
     target_rate: float = 0.005  # tau: share of the critics that goes into their targets at each update
-    target_entropy: float | None = None  # nats; None: minus the number of action elements, as in the paper
+    target_entropy: float | None = None  # nats, of actions in [-1, 1]; None: minus their number, as in the paper
     initial_temperature: float = 1.0  # alpha before the first update
     num_critics: int = struct.field(pytree_node=False, default=2)  # the smallest of so many
     normalise_observations: bool = struct.field(pytree_node=False, default=False)  # by running moments
@@ -67,11 +68,11 @@ class State:
 
 
 class Actor(nn.Module):
-    """Normalised observation [..., *observation] -> squashed normal [..., A]."""
+    """Normalised observation [..., *observation] -> squashed normal in [-1, 1]^A."""
 
     hidden_sizes: tuple[int, ...]
     activation: networks.Activation
-    action: Box
+    action: Box  # [-1, 1]^A
 
     @nn.compact
     def __call__(self, observation: jax.Array) -> policies.Distribution:
@@ -82,7 +83,7 @@ class Actor(nn.Module):
 
 
 class Critic(nn.Module):
-    """Normalised observation [..., *observation] and action [..., A] -> value [...]."""
+    """Normalised observation [..., *observation] and action in [-1, 1]^A -> value [...]."""
 
     hidden_sizes: tuple[int, ...]
     activation: networks.Activation
@@ -94,13 +95,13 @@ class Critic(nn.Module):
 
 
 def actor(config: Config, spec: Spec, params: Any, observation: jax.Array) -> policies.Distribution:
-    """The policy at a normalised observation."""
+    """The policy at a normalised observation, over [-1, 1]^A."""
     policy: Any = _actor(config, spec).apply(params["actor"], observation)
     return policy
 
 
 def critics(config: Config, params: Any, observation: jax.Array, action: jax.Array) -> jax.Array:
-    """The values [num_critics, ...] of an action at a normalised observation."""
+    """The values [num_critics, ...] of an action in [-1, 1]^A at a normalised observation."""
     values: Any = _critics(config).apply(params, observation, action)
     return values
 
@@ -108,7 +109,7 @@ def critics(config: Config, params: Any, observation: jax.Array, action: jax.Arr
 def _actor(config: Config, spec: Spec) -> Actor:
     if not isinstance(spec.action, Box):
         raise ValueError(f"sac needs an action space Box((A,)) with bounds, got {spec.action}; ppo takes both kinds")
-    return Actor(config.hidden_sizes, config.activation, spec.action)
+    return Actor(config.hidden_sizes, config.activation, policies.unit_box(spec.action))
 
 
 def _critics(config: Config) -> nn.Module:
@@ -139,7 +140,7 @@ def act(
     """An action for each observation [..., *observation]; without a key, the squashed mean."""
     state.spec.observation.check("observation", observation)
     policy = actor(config, state.spec, state.params, normalise.apply(state.normaliser, observation))
-    return (policy.mode() if key is None else policy.sample(seed=key)), {}
+    return policies.from_unit(policy.mode() if key is None else policy.sample(seed=key), state.spec.action), {}
 
 
 def target(config: Config, state: State, window: Transition, key: jax.Array) -> jax.Array:
@@ -156,7 +157,8 @@ def loss(
     params: Any, config: Config, state: State, window: Transition, targets: jax.Array, key: jax.Array
 ) -> tuple[jax.Array, Metrics]:
     """J_Q + J_pi + J_alpha over the first rows of a window [m, B], each with gradients for its own parameters alone."""
-    observation, action = normalise.apply(state.normaliser, window.observation[0]), window.action[0]
+    observation = normalise.apply(state.normaliser, window.observation[0])
+    action = policies.to_unit(window.action[0], state.spec.action)
     values = critics(config, params["critics"], observation, action)
     critic_loss = 0.5 * jnp.sum(jnp.mean((values - targets) ** 2, axis=-1))
 
@@ -165,8 +167,7 @@ def loss(
     temperature = jnp.exp(params["log_temperature"])
     actor_loss = jnp.mean(jax.lax.stop_gradient(temperature) * log_prob - value)
 
-    wanted = -float(policies.vector_size(_actor(config, state.spec).action))
-    wanted = wanted if config.target_entropy is None else config.target_entropy
+    wanted = -float(action.shape[-1]) if config.target_entropy is None else config.target_entropy
     temperature_loss = -temperature * jax.lax.stop_gradient(jnp.mean(log_prob) + wanted)
     return critic_loss + actor_loss + temperature_loss, {
         "critic_loss": critic_loss,

@@ -34,7 +34,7 @@ class Record:
     "evaluation", "steps": ..., "seed": ..., "seconds": ..., ...}`; what is not a finite number is null there. A run
     that fails before its first point leaves nothing behind.
 
-    `start` is where a run goes on that `run_dir` holds: what it has of later steps is cut off (0: of all steps); None
+    `size` is that of everything that training is, in bytes. `start` is where a run goes on that `run_dir` holds: what it has of later steps is cut off (0: of all steps); None
     for a new run.
     """
 
@@ -46,6 +46,7 @@ class Record:
         total: int,
         asked: float,
         progress: bool,
+        size: int | None = None,
         start: int | None = None,
     ) -> None:
         self.seeds, self.total, self.progress = settings["seeds"], total, progress
@@ -63,7 +64,8 @@ class Record:
         rounded = f" (rounded up from {asked:,.0f})" if total != asked else ""
         seeds = f"{self.seeds} {'seed' if self.seeds == 1 else 'seeds'}"
         begun = f", from {self.start:,} steps on" if self.start else ""
-        self._say(f"{settings['agent']} on {settings['environment']}: {seeds} of {total:,} steps{rounded}{begun}")
+        held = f", {size / 1e6:,.1f} MB" if size is not None else ""
+        self._say(f"{settings['agent']} on {settings['environment']}: {seeds} of {total:,} steps{rounded}{begun}{held}")
 
     def __enter__(self) -> Record:
         return self

@@ -106,6 +106,29 @@ class _TanhNormal:
         return jnp.sum(jnp.log(self.scale) + 2 * (jnp.log(2.0) - u - jax.nn.softplus(-2 * u)), axis=-1)
 
 
+def unit_box(box: Box) -> Box:
+    """The box [-1, 1]^A that `from_unit` maps to a bounded `box`.
+
+    Raises ValueError for a box that lacks a bound or is not a vector.
+    """
+    size = vector_size(box)
+    if not np.all(np.isfinite(box.bounds())):
+        raise ValueError(f"expected an action space with finite bounds, got low = {box.low} and high = {box.high}")
+    return Box((size,), -1.0, 1.0, box.dtype)
+
+
+def from_unit(action: jax.Array, box: Box) -> jax.Array:
+    """An action in [-1, 1]^A, in units of the bounded `box`: `centre + scale * action`, [..., A]."""
+    centre, scale = _units(action, box)
+    return centre + scale * action
+
+
+def to_unit(action: jax.Array, box: Box) -> jax.Array:
+    """An action of the bounded `box`, in [-1, 1]^A: `(action - centre) / scale`, [..., A]."""
+    centre, scale = _units(action, box)
+    return (action - centre) / scale
+
+
 @functools.cache
 def _distrax() -> Any:
     """distrax, imported when it is first used (it takes a second), without its dependencies' deprecation warnings."""

@@ -175,7 +175,8 @@ def fit(
     if run_dir is not None and resume:
         start, run = _resumed(run_dir, settings, target, devices, made_with)
     done = (start or 0) // plan.transitions
-    record = log.Record(run_dir, settings, total=plan.total, asked=steps, progress=progress, start=start)
+    size = replay.bytes_of(target)
+    record = log.Record(run_dir, settings, total=plan.total, asked=steps, progress=progress, size=size, start=start)
 
     def evaluate(state: Any) -> list[float]:
         returns = np.asarray(programs.evaluate(config, state, evaluate_key).returns)

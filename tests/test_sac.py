@@ -8,7 +8,7 @@ from helpers import small
 
 from jaxrl import envs, train
 from jaxrl.agents import sac
-from jaxrl.types import Replay, Transition
+from jaxrl.types import Box, Replay, Spec, Transition
 
 ENV = envs.make("jaxrl/point_mass", max_steps=5)
 CONFIG = small(sac, target_entropy=None)
@@ -132,3 +132,21 @@ def test_spaces_and_settings_that_do_not_fit_are_refused():
         CONFIG.replace(target_rate=2.0)
     with pytest.raises(ValueError, match=r"Config.num_critics must be an integer of at least 1, got 0"):
         CONFIG.replace(num_critics=0)
+
+
+def test_nothing_but_the_units_of_actions_depends_on_the_box():
+    """The same problem with actions in another box: the same learning, step by step, and the same policy."""
+    shifted = Spec(ENV.spec.observation, Box((2,), (1.0, -10.0), (2.0, 30.0)))
+    centre, scale = np.array([1.5, 10.0], np.float32), np.array([0.5, 20.0], np.float32)
+    batch = window(1)
+    states, actions = [], []
+    for spec, data in ((ENV.spec, batch), (shifted, batch.replace(action=centre + scale * batch.action))):
+        agent = jax.jit(sac.init, static_argnums=1)(CONFIG, spec, jax.random.key(0))
+        for step in range(3):
+            agent, _ = sac.update(CONFIG, agent, data, jax.random.key(step))
+        states.append(agent.params)
+        actions.append(sac.act(CONFIG, agent, batch.observation[0], jax.random.key(9))[0])
+    jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-4, atol=1e-5), *states)
+    np.testing.assert_allclose(centre + scale * actions[0], actions[1], rtol=1e-4, atol=1e-4)
+    with pytest.raises(ValueError, match="expected an action space with finite bounds, got low = -inf"):
+        sac.init(CONFIG, Spec(ENV.spec.observation, Box((2,))), jax.random.key(0))

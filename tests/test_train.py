@@ -341,6 +341,13 @@ def test_a_run_that_does_not_fit_into_memory_is_refused_before_it_is_made(tmp_pa
     assert not (tmp_path / "run").exists()
 
 
+def test_the_size_of_a_run_is_said_before_it_is_made(capsys):
+    big = CONFIG.replace(hidden_sizes=(300, 300))
+    result = train.fit(ppo, big, ENV, jax.random.key(0), steps=STEP, seeds=2, evaluate_every=0)
+    size = sum(leaf.nbytes for leaf in jax.tree.leaves(result.run))
+    assert size > 1e6 and f"2 seeds of {STEP} steps, {size / 1e6:,.1f} MB" in capsys.readouterr().out
+
+
 def test_bad_settings_of_fit_are_refused_and_leave_nothing_behind(tmp_path):
     for settings, message in [
         ({"steps": STEP, "seeds": 4, "block": 3}, "block must divide seeds = 4, got 3"),

@@ -1,15 +1,17 @@
-"""Learning curves, beside the random policy and a peer where there is one.
+"""Learning curves, beside the random policy and peers where there are any.
 
-`python benchmarks/learning/run.py ppo-cartpole` writes NAME.json (settings, versions, raw returns of every seed) and
-NAME.png beside this file. Returns are those of evaluations: 16 whole episodes with sampled actions, as the peers
-evaluate; the greedy ones are kept too. The peers' numbers are in peers/, with their settings; benchmarks/peers has the
-scripts that made them.
+    python benchmarks/learning/run.py ppo-cartpole      # one task
+    python benchmarks/learning/run.py                   # all of them, one after the other
+
+writes NAME.json (settings, versions, raw returns of every seed) and NAME.png beside this file. Runs are kept in
+runs/learning, and what was interrupted goes on where it was. Returns are those of evaluations: whole episodes with
+sampled actions, as the peers evaluate; the greedy ones are kept too. The peers' numbers are in peers/, with their
+settings; benchmarks/peers has the scripts that made them.
 """
 
 import argparse
 import json
 import os
-import time
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -23,6 +25,7 @@ from jaxrl.agents import ppo, sac  # noqa: E402
 from jaxrl.types import Replay, Rollout  # noqa: E402
 
 HERE = Path(__file__).parent
+RUNS = Path("runs/learning")
 
 
 class Task(NamedTuple):
@@ -34,10 +37,11 @@ class Task(NamedTuple):
     seeds: int
     steps: int
     title: str
-    peer: str | None = None  # a file in peers/
-    label: str = ""
+    peers: dict[str, str]  # a file in peers/ by label
+    episodes: int = 16  # of each evaluation; all seeds have the same starts
 
 
+SAC = sac.Config(learning_rate=1e-3, hidden_sizes=(64, 64))
 TASKS = {
     "ppo-cartpole": Task(
         agent=ppo,
@@ -51,8 +55,7 @@ TASKS = {
         ),
         seeds=16,
         steps=500_000,
-        peer="rejax-ppo-cartpole.json",
-        label="rejax 0.1.3, PPO",
+        peers={"rejax 0.1.3, PPO": "rejax-ppo-cartpole.json"},
         title="CartPole-v1: PPO, 4 environments x 128 steps",
     ),
     "ppo-inverted-pendulum": Task(
@@ -66,19 +69,57 @@ TASKS = {
         ),
         seeds=8,
         steps=409_600,
-        peer="rejax-ppo-inverted-pendulum-tuned.json",
-        label="rejax 0.1.3, PPO, tuned",
+        peers={"rejax 0.1.3, PPO, tuned": "rejax-ppo-inverted-pendulum-tuned.json"},
         title="Brax inverted pendulum (spring): PPO, 64 environments x 32 steps",
     ),
     "sac-pendulum": Task(
         agent=sac,
         environment="jaxrl/pendulum",
-        config=sac.Config(
-            learning_rate=1e-3, hidden_sizes=(64, 64), data=Replay(num_envs=1, capacity=10_000, warmup=1_000)
-        ),
+        config=SAC.replace(data=Replay(num_envs=1, capacity=10_000, warmup=1_000)),
         seeds=8,
         steps=10_000,
         title="Pendulum: SAC, one update per step",
+        peers={"rejax 0.1.3, SAC": "rejax-sac-pendulum.json", "sbx 0.28.0, SAC": "sbx-sac-pendulum.json"},
+        episodes=128,
+    ),
+    "sac-inverted-pendulum": Task(
+        agent=sac,
+        environment="brax/inverted_pendulum",
+        config=SAC.replace(data=Replay(num_envs=1, capacity=20_000, warmup=1_000)),
+        seeds=8,
+        steps=20_000,
+        title="Brax inverted pendulum (spring): SAC, one update per step",
+        peers={
+            "rejax 0.1.3, SAC": "rejax-sac-inverted-pendulum.json",
+            "sbx 0.28.0, SAC": "sbx-sac-inverted-pendulum.json",
+        },
+    ),
+    "sac-inverted-pendulum-5-step": Task(
+        agent=sac,
+        environment="brax/inverted_pendulum",
+        config=SAC.replace(data=Replay(num_envs=1, capacity=20_000, warmup=1_000, n_step=5)),
+        seeds=8,
+        steps=20_000,
+        title="Brax inverted pendulum (spring): SAC, 5-step targets, one update per step",
+        peers={"sbx 0.28.0, SAC, 5-step": "sbx-sac-inverted-pendulum-5-step.json"},
+    ),
+    "sac-reacher": Task(
+        agent=sac,
+        environment="brax/reacher",
+        config=SAC.replace(data=Replay(num_envs=1, capacity=50_000, warmup=1_000)),
+        seeds=4,
+        steps=30_000,
+        title="Brax reacher (spring): SAC, one update per step",
+        peers={"sbx 0.28.0, SAC": "sbx-sac-reacher.json"},
+    ),
+    "sac-cartpole-swingup": Task(
+        agent=sac,
+        environment="playground/CartpoleSwingup",
+        config=SAC.replace(data=Replay(num_envs=1, capacity=50_000, warmup=1_000)),
+        seeds=4,
+        steps=50_000,
+        title="Playground CartpoleSwingup: SAC, one update per step",
+        peers={},
     ),
 }
 
@@ -86,12 +127,19 @@ TASKS = {
 def main(name: str) -> None:
     task = TASKS[name]
     env = envs.make(task.environment)
-    begin = time.monotonic()
-    every = task.steps / 20
     result = train.fit(
-        task.agent, task.config, env, jax.random.key(0), steps=task.steps, seeds=task.seeds, evaluate_every=every
+        task.agent,
+        task.config,
+        env,
+        jax.random.key(0),
+        steps=task.steps,
+        seeds=task.seeds,
+        evaluate_every=task.steps / 20,
+        episodes=task.episodes,
+        run_dir=RUNS / name,
+        resume=True,
     )
-    seconds = time.monotonic() - begin
+    seconds = log.read(RUNS / name)["seconds"].max()
     random = np.asarray(jax.jit(lambda key: evaluate.random_returns(env, key, episodes=256))(jax.random.key(1))).mean()
     steps, sampled = result.evaluations["steps"], result.evaluations["sampled"].mean(-1)
     record = {
@@ -100,7 +148,7 @@ def main(name: str) -> None:
         "config": log.describe(task.config),
         "versions": {"jax": jax.__version__},
         "device": f"{jax.device_count()} x {jax.devices()[0].device_kind}",
-        "seconds, compilation and evaluations included": round(seconds, 1),
+        "seconds, compilation and evaluations included": round(float(seconds), 1),
         "random policy": float(random),
         "steps": steps.tolist(),
         "returns, actions sampled": sampled.tolist(),
@@ -108,9 +156,9 @@ def main(name: str) -> None:
     }
     (HERE / f"{name}.json").write_text(json.dumps(record) + "\n")
     series = {f"jaxrl, {task.agent.__name__.rpartition('.')[2].upper()}": (steps, sampled)}
-    if task.peer is not None:
-        peer = json.loads((HERE / "peers" / task.peer).read_text())
-        series[task.label] = np.array(peer["steps"]), np.array(peer["returns"])
+    for label, file in task.peers.items():
+        peer = json.loads((HERE / "peers" / file).read_text())
+        series[label] = np.array(peer["steps"]), np.array(peer["returns"])
     plot.curves(
         HERE / f"{name}.png",
         series,
@@ -128,5 +176,10 @@ def main(name: str) -> None:
 
 if __name__ == "__main__":
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("name", choices=TASKS)
-    main(parser.parse_args().name)
+    parser.add_argument("names", nargs="*", help=f"of {', '.join(TASKS)}; all by default")
+    names = parser.parse_args().names
+    unknown = set(names) - set(TASKS)
+    if unknown:
+        parser.error(f"there is no task {', '.join(sorted(unknown))}; there are {', '.join(TASKS)}")
+    for name in names or TASKS:
+        main(name)
