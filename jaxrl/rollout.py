@@ -87,6 +87,9 @@ def _(
     collect_key, update_key = jax.random.split(key)
     policy = functools.partial(agent.act, config, state)
     proposals = proposed(propose, config, state)
+    if data.restart:
+        everywhere = jnp.ones_like(experience.ended)
+        experience = dataclasses.replace(experience, ended=everywhere, turn=jnp.full_like(experience.turn, -1))
     experience, batch = collect(env, policy, experience, collect_key, data.length, **proposals)
     state, metrics = agent.update(config, state, batch, update_key)
     if state.normaliser is not None:

@@ -169,11 +169,15 @@ class Rollout:
     `resets="pool"`: each environment holds one prepared reset, renewed in turn, between rollouts; an environment
     that ends twice before its renewal starts again from the same state. `resets="fresh"`: a reset is computed for
     every environment at every step, which is exact and costs about as much as a second step of the environment.
+
+    `restart=True`: every rollout begins with new episodes, for agents that learn from whole ones. With a length that no
+    episode exceeds, the rows of an environment up to its first end are one trajectory, and the rest is padding to them.
     """
 
     num_envs: int
     length: int
     resets: Literal["pool", "fresh"] = "pool"
+    restart: bool = False
 
     def __post_init__(self) -> None:
         check_positive("Rollout", num_envs=self.num_envs, length=self.length)

@@ -15,9 +15,10 @@ AGENTS = [importlib.import_module(f"jaxrl.agents.{module.name}") for module in p
 def small(agent, **settings):
     """A configuration of the agent that compiles in a moment, with every option that has a number switched on."""
     config = agent.Config()
-    data = Rollout(num_envs=4, length=8)
     if isinstance(config.data, Replay):
         data = Replay(num_envs=4, capacity=64, batch_size=8, n_step=config.data.n_step, warmup=8)
+    else:
+        data = Rollout(num_envs=4, length=8, restart=config.data.restart)
     config = config.replace(data=data, learning_rate=0.01)
     if hasattr(config, "hidden_sizes"):
         config = config.replace(hidden_sizes=(8, 8))

@@ -1,6 +1,7 @@
 """The rollout against a simulation in plain Python, and its promises about ends, limits, resets and broken lanes."""
 
 import dataclasses
+import types
 
 import jax
 import jax.numpy as jnp
@@ -191,6 +192,22 @@ def test_vmapped_lanes_are_the_same_as_alone():
         for i in range(2):
             alone = rollout.collect(env, alternate, lanes, keys[i], 10)[1]
             jax.tree.map(lambda a, b, i=i: np.testing.assert_array_equal(a[i], b), together, alone)
+
+
+@pytest.mark.parametrize("resets", ["pool", "fresh"])
+def test_rollouts_that_restart_begin_with_new_episodes(resets):
+    data = Rollout(num_envs=50, length=3, resets=resets, restart=True)
+    agent = types.SimpleNamespace(
+        act=lambda config, state, observation, key: (jnp.ones((50, 1)), {}),
+        update=lambda config, state, batch, key: (state, {"number": batch.observation[:, :, 0]}),
+    )
+    state, lanes, starts = types.SimpleNamespace(normaliser=None), rollout.begin(data, Walk(end=10_000)), []
+    advance = jax.jit(lambda lanes, key: rollout.advance(data, agent, Walk(end=10_000), None, state, lanes, key)[1:])
+    for key in jax.random.split(jax.random.key(0), 3):
+        lanes, metrics = advance(lanes, key)
+        np.testing.assert_array_equal(metrics["number"], metrics["number"][0] + np.arange(3)[:, None])
+        starts.append(metrics["number"][0])
+    assert np.mean(starts[0] == starts[1]) < 0.1 and np.mean(starts[1] == starts[2]) < 0.1
 
 
 # ----------------------------------------------------------------------------- proposed parameters
