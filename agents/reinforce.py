@@ -45,10 +45,8 @@ class Config:
     baseline: bool = struct.field(pytree_node=False, default=True)  # the mean return of the other episodes
     normalise_observations: bool = struct.field(pytree_node=False, default=False)  # by running moments
     hidden_sizes: tuple[int, ...] = struct.field(pytree_node=False, default=(32,))  # of the actor; (): linear
-    activation: networks.Activation = struct.field(pytree_node=False, default=nn.tanh)
-    data: Rollout = struct.field(
-        pytree_node=False, default=Rollout(num_envs=16, length=200, restart=True)
-    )  # M episodes
+    activation: networks.Activation = struct.field(pytree_node=False, default=nn.tanh)  # of its hidden layers
+    data: Rollout = struct.field(pytree_node=False, default=Rollout(16, 200, restart=True))  # M episodes of <= 200
 
     def __post_init__(self) -> None:
         check_between("Config", 0, 1, discount=self.discount)
@@ -92,7 +90,7 @@ def optimiser(config: Config) -> optax.GradientTransformation:
     """Adam or plain ascent, built where it is traced, so that the step size stays traced."""
     return optax.chain(
         optax.clip_by_global_norm(config.max_gradient_norm),
-        optax.scale_by_adam() if config.adam else optax.identity(),
+        optax.scale_by_adam(eps=1e-5) if config.adam else optax.identity(),
         optax.scale(config.learning_rate),
     )
 
