@@ -106,26 +106,27 @@ class _TanhNormal:
         return jnp.sum(jnp.log(self.scale) + 2 * (jnp.log(2.0) - u - jax.nn.softplus(-2 * u)), axis=-1)
 
 
-def unit_box(box: Box) -> Box:
+def unit_box(box: Space) -> Box:
     """The box [-1, 1]^A that `from_unit` maps to a bounded `box`.
 
     Raises ValueError for a box that lacks a bound or is not a vector.
     """
     size = vector_size(box)
+    assert isinstance(box, Box)
     if not np.all(np.isfinite(box.bounds())):
         raise ValueError(f"expected an action space with finite bounds, got low = {box.low} and high = {box.high}")
     return Box((size,), -1.0, 1.0, box.dtype)
 
 
-def from_unit(action: jax.Array, box: Box) -> jax.Array:
+def from_unit(action: jax.Array, box: Space) -> jax.Array:
     """An action in [-1, 1]^A, in units of the bounded `box`: `centre + scale * action`, [..., A]."""
-    centre, scale = _units(action, box)
+    centre, scale = _units(action, box, "action")
     return centre + scale * action
 
 
-def to_unit(action: jax.Array, box: Box) -> jax.Array:
+def to_unit(action: jax.Array, box: Space) -> jax.Array:
     """An action of the bounded `box`, in [-1, 1]^A: `(action - centre) / scale`, [..., A]."""
-    centre, scale = _units(action, box)
+    centre, scale = _units(action, box, "action")
     return (action - centre) / scale
 
 
@@ -138,11 +139,12 @@ def _distrax() -> Any:
     return distrax
 
 
-def _units(mean: jax.Array, box: Box) -> tuple[np.ndarray, np.ndarray]:
+def _units(mean: jax.Array, box: Space, name: str = "mean") -> tuple[np.ndarray, np.ndarray]:
     """Middle and half width of each axis [A]; 0 and 1 where it is not bounded."""
     size = vector_size(box)
     if mean.shape[-1:] != (size,):
-        raise ValueError(f"mean has shape {mean.shape}, expected (..., {size}), as many as {box} has elements")
+        raise ValueError(f"{name} has shape {mean.shape}, expected (..., {size}), as many as {box} has elements")
+    assert isinstance(box, Box)
     low, high = box.bounds()
     bounded = np.isfinite(low) & np.isfinite(high)
     low, high = np.where(bounded, low, -1.0), np.where(bounded, high, 1.0)

@@ -354,3 +354,18 @@ def test_head_keeps_the_dtype_of_its_features(dtype: str) -> None:
 def test_head_refuses_a_matrix_of_actions() -> None:
     with pytest.raises(ValueError, match=r"expected an action space Box\(\(A,\)\), got Box\(shape=\(2, 2\)"):
         policies.Head(Box((2, 2))).init(jax.random.key(18), jnp.ones((1, 4)))
+
+
+def test_actions_of_the_unit_box_and_those_of_another_are_the_same_numbers_in_other_units():
+    box = Box((2,), (1.0, -10.0), (2.0, 30.0))
+    assert policies.unit_box(box) == Box((2,), -1.0, 1.0)
+    corners = jnp.array([[-1.0, -1.0], [1.0, 1.0], [0.0, 0.5]])
+    expected = [[1.0, -10.0], [2.0, 30.0], [1.5, 20.0]]
+    np.testing.assert_allclose(policies.from_unit(corners, box), expected)
+    np.testing.assert_allclose(policies.to_unit(jnp.array(expected), box), corners)
+    with pytest.raises(ValueError, match="finite bounds, got low = -inf"):
+        policies.unit_box(Box((2,)))
+    with pytest.raises(ValueError, match=r"expected an action space Box\(\(A,\)\), got Discrete"):
+        policies.unit_box(Discrete(3))
+    with pytest.raises(ValueError, match=r"action has shape \(3,\)"):
+        policies.from_unit(jnp.zeros(3), box)
