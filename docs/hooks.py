@@ -1,4 +1,4 @@
-"""Learning curves stand beside the benchmarks; here they join the site, where the links in the checkout lead."""
+"""Figures stand beside the benchmarks; here they join the site, where the links in the checkout lead."""
 
 from __future__ import annotations
 
@@ -7,13 +7,13 @@ from pathlib import Path
 from mkdocs.config.defaults import MkDocsConfig
 from mkdocs.structure.files import File, Files, InclusionLevel
 
-CURVES = Path(__file__).parents[1] / "benchmarks" / "learning"
+BENCHMARKS = Path(__file__).parents[1] / "benchmarks"
 
 
 def on_files(files: Files, config: MkDocsConfig) -> Files:
-    """Add `benchmarks/learning/` to the site, known to the pages as `../benchmarks/learning/`."""
-    for path in sorted([*CURVES.glob("*.md"), *CURVES.glob("*.png")]):
-        name = f"benchmarks/learning/{path.name}"
+    """Add the pages and figures of `benchmarks/` to the site, known to the pages as `../benchmarks/`."""
+    for path in sorted([*BENCHMARKS.glob("[a-z]*/*.md"), *BENCHMARKS.glob("[a-z]*/*.png")]):
+        name = f"benchmarks/{path.parent.name}/{path.name}"
         file = File.generated(config, f"../{name}", abs_src_path=str(path), inclusion=InclusionLevel.INCLUDED)
         file.dest_uri = File.generated(config, name, content="").dest_uri
         files.append(file)

@@ -10,7 +10,7 @@ import jax.numpy as jnp
 import numpy as np
 from flax import struct
 
-from jaxrl.mdp.model import MDP, validate
+from jaxrl.mdp import Model, row, validate
 from jaxrl.types import Box, Discrete, Spec, Step, canonical, check_positive
 
 Matrix = tuple[tuple[float, ...], ...]
@@ -257,13 +257,13 @@ class LinearQuadratic:
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class Tabular:
-    """A finite MDP as an environment: the state is observed as a one-hot vector, the successor is drawn.
+    """A finite MDP, dense or sparse, as an environment: the state is observed as a one-hot vector.
 
     Its parameters are the model, so that `vmap` over models varies them. It never terminates, and leaves the discount
     to the agent. Two environments are equal only if they are the same object, as arrays have no hash.
     """
 
-    model: MDP
+    model: Model
     max_steps: int = 100
 
     def __post_init__(self) -> None:
@@ -275,20 +275,18 @@ class Tabular:
         observation = Box((self.model.num_states,), 0.0, 1.0, float_name())
         return Spec(observation, action=Discrete(self.model.num_actions))
 
-    def params(self) -> MDP:
+    def params(self) -> Model:
         return jax.tree.map(jnp.asarray, self.model)
 
-    def reset(self, params: MDP, key: jax.Array) -> tuple[jax.Array, jax.Array]:
+    def reset(self, params: Model, key: jax.Array) -> tuple[jax.Array, jax.Array]:
         state = jax.random.choice(key, params.num_states, p=params.initial)
         return state, jax.nn.one_hot(state, params.num_states, dtype=float)
 
-    def step(self, params: MDP, state: jax.Array, action: jax.Array, key: jax.Array) -> tuple[jax.Array, Step]:
-        successor = jax.random.choice(key, params.num_states, p=params.transition[state, action])
-        reward = params.reward[state, action]
-        if reward.ndim:
-            reward = reward[successor]
-        observation = jax.nn.one_hot(successor, params.num_states, dtype=float)
-        return successor, going_on(observation, jnp.asarray(reward, float))
+    def step(self, params: Model, state: jax.Array, action: jax.Array, key: jax.Array) -> tuple[jax.Array, Step]:
+        successors, probs, rewards = row(params, state, action)
+        slot = jax.random.choice(key, len(probs), p=probs)
+        observation = jax.nn.one_hot(successors[slot], params.num_states, dtype=float)
+        return successors[slot], going_on(observation, jnp.asarray(rewards[slot], float))
 
 
 # ----------------------------------------------------------------------------------------- helpers

@@ -3,35 +3,50 @@
 from __future__ import annotations
 
 import dataclasses
+from collections.abc import Iterable
 from typing import TypeVar, dataclass_transform
 
 import jax
 import jax.numpy as jnp
 import numpy as np
+from flax import struct
 from jax.tree_util import GetAttrKey
 from jax.typing import ArrayLike
 
 T = TypeVar("T")
 
 
-@dataclass_transform(frozen_default=True)
+@dataclass_transform(frozen_default=True, field_specifiers=(dataclasses.field, struct.field))
 def pytree(cls: type[T]) -> type[T]:
-    """Make a class a frozen dataclass and a pytree of all its fields.
+    """Make a class a frozen dataclass and a pytree of its fields.
+
+    All fields are leaves, but those declared by `flax.struct.field(pytree_node=False)`, which are part of the
+    structure. `__post_init__` runs where the class is called, not where JAX builds an instance from leaves: gradients
+    and tangents have its structure, and none of its limits.
 
     In place of `flax.struct.dataclass` because here one function is jitted for many classes with the same fields:
     the structures that `jax.tree_util.register_dataclass` makes compare equal whatever their class (jaxlib 0.10 and
     0.11), and `jit` then takes, now and then, what it compiled for another measure.
     """
     cls = dataclasses.dataclass(frozen=True)(cls)
-    names = tuple(field.name for field in dataclasses.fields(cls))  # type: ignore[arg-type]
+    fields = dataclasses.fields(cls)  # type: ignore[arg-type]
+    traced = tuple(field.name for field in fields if field.metadata.get("pytree_node", True))
+    static = tuple(field.name for field in fields if field.name not in traced)
 
-    def flatten(node: T) -> tuple[tuple, None]:
-        return tuple(getattr(node, name) for name in names), None
+    def flatten(node: T) -> tuple[tuple, tuple]:
+        return tuple(getattr(node, name) for name in traced), tuple(getattr(node, name) for name in static)
 
-    def flatten_with_keys(node: T) -> tuple[tuple, None]:
-        return tuple((GetAttrKey(name), getattr(node, name)) for name in names), None
+    def flatten_with_keys(node: T) -> tuple[tuple, tuple]:
+        leaves, structure = flatten(node)
+        return tuple((GetAttrKey(name), leaf) for name, leaf in zip(traced, leaves, strict=True)), structure
 
-    jax.tree_util.register_pytree_with_keys(cls, flatten_with_keys, lambda _, leaves: cls(*leaves), flatten)
+    def unflatten(structure: tuple, leaves: Iterable) -> T:
+        node = object.__new__(cls)
+        for name, value in zip((*traced, *static), (*leaves, *structure), strict=True):
+            object.__setattr__(node, name, value)
+        return node
+
+    jax.tree_util.register_pytree_with_keys(cls, flatten_with_keys, unflatten, flatten)
     return cls
 
 
