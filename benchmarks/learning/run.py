@@ -101,7 +101,7 @@ TASKS = {
         seeds=8,
         steps=20_000,
         title="Brax inverted pendulum (spring): SAC, 5-step targets, one update per step",
-        peers={"sbx 0.28.0, SAC, 5-step": "sbx-sac-inverted-pendulum-5-step.json"},
+        peers={},
     ),
     "sac-reacher": Task(
         agent=sac,
@@ -110,7 +110,7 @@ TASKS = {
         seeds=4,
         steps=20_000,
         title="Brax reacher (spring): SAC, one update per step",
-        peers={"sbx 0.28.0, SAC": "sbx-sac-reacher.json"},
+        peers={},
     ),
     "sac-cartpole-swingup": Task(
         agent=sac,
