@@ -34,8 +34,8 @@ class Record:
     "evaluation", "steps": ..., "seed": ..., "seconds": ..., ...}`; what is not a finite number is null there. A run
     that fails before its first point leaves nothing behind.
 
-    `size` is that of everything that training is, in bytes. `start` is where a run goes on that `run_dir` holds: what it has of later steps is cut off (0: of all steps); None
-    for a new run.
+    `size` is that of everything that training is, in bytes. `start` is where a run goes on that `run_dir` holds: what
+    it has of later steps is cut off (0: of all steps); None for a new run.
     """
 
     def __init__(

@@ -142,7 +142,9 @@ def main():
                 times[name].append([float(word) for word in worker.stdout.readline().split()])
         for worker in workers.values():
             worker.communicate()
-        median = {name: [sorted(each)[ROUNDS // 2] for each in zip(*values, strict=True)] for name, values in times.items()}
+        median = {
+            name: [sorted(each)[ROUNDS // 2] for each in zip(*values, strict=True)] for name, values in times.items()
+        }
         record["updates per second"][case] = {
             name: {"wall clock": round(wall), "cpu": round(cpu), "all": times[name]}
             for name, (wall, cpu) in median.items()
