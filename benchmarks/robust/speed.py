@@ -1,0 +1,177 @@
+"""Time of the robust solvers beside scalar code: `python benchmarks/robust/speed.py` writes speed.json.
+
+Garnet models (S states, 10 actions, S / 10 successors, the reward that of the transition), discount 0.95, float64,
+until the residual is 1e-6. `--only one|batch|large` runs a part. Needs numba, which jaxrl does not.
+"""
+
+import argparse
+import json
+import os
+import platform
+import resource
+import time
+from pathlib import Path
+
+import compiled
+import jax
+import jax.numpy as jnp
+import numba
+import numpy as np
+
+from jaxrl import mdp, robust
+from jaxrl.robust.solve import solve
+
+DISCOUNT, RESIDUAL = 0.95, 1e-6
+TOLERANCE = RESIDUAL / (1 - DISCOUNT)  # of the value: a residual of 1e-6 bounds the error by that
+REPEATS = 5
+
+
+def clock(function):
+    """The least CPU and wall seconds of a call, after one that compiles; and what it gave."""
+    found = jax.block_until_ready(function())
+    cpu, wall = [], []
+    for _ in range(REPEATS):
+        start = time.process_time(), time.perf_counter()
+        jax.block_until_ready(function())
+        cpu.append(time.process_time() - start[0])
+        wall.append(time.perf_counter() - start[1])
+    return {"cpu_seconds": min(cpu), "wall_seconds": min(wall)}, found
+
+
+def garnet(states, actions, successors, seed=0):
+    model = mdp.garnet(states, actions, successors, DISCOUNT, jax.random.key(seed))
+    probs = jnp.asarray(model.probabilities, float)
+    probs = probs / probs.sum(-1, keepdims=True)
+    initial = jnp.full(states, 1 / states)
+    return model.replace(
+        probabilities=probs, reward=jnp.asarray(model.reward, float), discount=jnp.float64(DISCOUNT), initial=initial
+    )
+
+
+def sets(model):
+    probs = mdp.probabilities(model)
+    return {
+        "L1": (robust.L1(0.3), compiled.L1, 0.3),
+        "Interval": (robust.Interval(0.5 * probs, 1.5 * probs), compiled.INTERVAL, 0.5),
+        "KL": (robust.KL(0.1), compiled.KL, 0.1),
+        "ChiSquare": (robust.ChiSquare(0.1), compiled.CHI_SQUARE, 0.1),
+    }
+
+
+def arrays(model):
+    return tuple(np.asarray(x) for x in (model.successors, model.probabilities, model.reward))
+
+
+def one():
+    """Single models; the floor is a pass over the probabilities and the values of their successors."""
+    rows = []
+    for states in (100, 1000):
+        model = garnet(states, 10, states // 10)
+        value = jnp.ones(states)
+        floor = clock(lambda model=model, value=value: jax.jit(mdp.action_values)(model, value))[0]
+        for name, (set, kind, setting) in sets(model).items():
+            theirs, (values, _, sweeps, rejections) = clock(
+                lambda kind=kind, setting=setting, model=model: compiled.solve(
+                    kind, setting, *arrays(model), DISCOUNT, RESIDUAL
+                )
+            )
+            rows.append(
+                {"solver": "numba", "states": states, "set": name, "sweeps": sweeps, "rejections": rejections} | theirs
+            )
+            print(rows[-1], flush=True)
+            for form, method in (
+                ("sparse", "policy_iteration"),
+                ("sparse", "modified_policy_iteration"),
+                ("dense", "policy_iteration"),
+            ):
+                given = model if form == "sparse" else mdp.dense(model)
+                chosen = set if form == "sparse" else sets(given)[name][0]
+                ours, found = clock(
+                    lambda given=given, chosen=chosen, method=method: solve(
+                        given, chosen, method=method, tolerance=TOLERANCE
+                    )
+                )
+                assert found.converged and np.abs(found.value - values).max() <= 2 * TOLERANCE
+                counts = {"sweeps": int(found.iterations) + 1, "rejections": int(found.rejections)}
+                rows.append({"solver": f"jaxrl {form} {method}", "states": states, "set": name} | counts | ours)
+                rows[-1]["residual"] = float(found.residual)
+                rows[-1]["floor_cpu_seconds_a_pass"] = floor["cpu_seconds"]
+                print(rows[-1], flush=True)
+    return rows
+
+
+def batch():
+    """Models of 100 states, solved together."""
+    rows = []
+    models = mdp.stack([garnet(100, 10, 10, seed) for seed in range(256)])
+    for name, make, kind, setting in (
+        ("L1", robust.L1, compiled.L1, 0.3),
+        ("KL", robust.KL, compiled.KL, 0.1),
+    ):
+        many = jax.jit(
+            jax.vmap(lambda model, make=make, setting=setting: solve(model, make(setting), tolerance=TOLERANCE).value)
+        )
+        for size in (1, 4, 16, 64, 256):
+            part = jax.tree.map(lambda leaf, size=size: leaf[:size], models)
+            ours, values = clock(lambda part=part, many=many: many(part))
+            theirs, others = clock(
+                lambda part=part, kind=kind, setting=setting: compiled.solve_many(
+                    kind, setting, *arrays(part), DISCOUNT, RESIDUAL
+                )
+            )
+            assert np.abs(values - others).max() <= 2 * TOLERANCE
+            for solver, times in (("jaxrl vmap", ours), ("numba, all cores", theirs)):
+                rows.append({"solver": solver, "set": name, "batch": size} | times)
+                rows[-1]["solves_per_cpu_second"] = size / times["cpu_seconds"]
+                rows[-1]["solves_per_wall_second"] = size / times["wall_seconds"]
+                print(rows[-1], flush=True)
+    return rows
+
+
+def large():
+    """One large sparse model, and the memory that it takes: run alone, in a process of its own."""
+    model = garnet(100_000, 5, 20)
+    before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    rows = []
+    for method in ("modified_policy_iteration", "policy_iteration"):
+        start = time.process_time()
+        found = jax.block_until_ready(solve(model, robust.L1(0.3), method=method, tolerance=TOLERANCE))
+        first = time.process_time() - start
+        start = time.process_time(), time.perf_counter()
+        found = jax.block_until_ready(solve(model, robust.L1(0.3), method=method, tolerance=TOLERANCE))
+        assert found.converged
+        rows.append(
+            {
+                "solver": f"jaxrl {method}",
+                "states": 100_000,
+                "set": "L1",
+                "cpu_seconds": time.process_time() - start[0],
+                "wall_seconds": time.perf_counter() - start[1],
+                "cpu_seconds_with_compilation": first,
+                "sweeps": int(found.iterations) + 1,
+                "rejections": int(found.rejections),
+                "peak_gigabytes_so_far": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1e6,
+                "gigabytes_before": before / 1e6,
+            }
+        )
+        print(rows[-1], flush=True)
+    return rows
+
+
+if __name__ == "__main__":
+    parser = argparse.ArgumentParser()
+    parser.add_argument("--only", choices=("one", "batch", "large"))
+    only = parser.parse_args().only
+    path = Path(__file__).with_name("speed.json")
+    results = json.loads(path.read_text()) if path.exists() else {}
+    for part in (large, one, batch):  # the large one first, while the memory is its own
+        if only in (None, part.__name__):
+            with jax.enable_x64(True):
+                results[part.__name__] = part()
+            results["machine"] = {
+                "cores": os.cpu_count(),
+                "processor": platform.processor() or platform.machine(),
+                "load": os.getloadavg()[0],
+                "versions": {"jax": jax.__version__, "numba": numba.__version__, "numpy": np.__version__},
+            }
+            path.write_text(json.dumps(results, indent=1) + "\n")
