@@ -172,7 +172,7 @@ def utility(atoms, probs):
         (stock.Shortfall(), lambda x, p: (p * np.minimum(x, 0)).sum(1)),
         (utility, lambda x, p: (p * np.tanh(x)).sum(1)),
     ],
-    ids=str,
+    ids=["mean", "entropic", "square", "absolute", "shortfall", "utility"],
 )
 def test_objectives_are_optimal_among_all_policies_with_memory(objective, oracle):
     start = -1.25
