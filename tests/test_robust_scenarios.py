@@ -258,3 +258,17 @@ def test_iwocs_errors():
     kernels, reward = some(0)
     with pytest.raises(ValueError, match=r"transition has shape \(3, 2, 3\), expected \[K, ...\]"):
         iwocs(model_of(kernels[0], reward))
+
+
+def test_solve_takes_the_least_of_the_models_in_each_row():
+    models = [mdp.dense(mdp.garnet(4, 2, 3, 0.8, key)) for key in jax.random.split(jax.random.key(0), 3)]
+    transitions, reward = np.stack([model.transition for model in models]), np.asarray(models[0].reward)
+    value = np.zeros(4)
+    for _ in range(200):
+        z = np.broadcast_to(reward if reward.ndim == 3 else reward[..., None], (4, 2, 4)) + 0.8 * value
+        value = np.max(np.min(np.sum(transitions * z, axis=-1), axis=0), axis=1)
+    solution = robust.solve(models[0], robust.Scenarios(transitions))
+    np.testing.assert_allclose(solution.value, value, atol=2e-5)
+    assert solution.converged
+    with pytest.raises(ValueError, match="lets nature pick one model for good"):
+        robust.solve(models[0], robust.Scenarios(transitions, static=True))

@@ -15,7 +15,11 @@ attains it, for one law or for a batch of them.
 """
 
 from jaxrl.risk import CVaR, Entropic, EVaR
+from jaxrl.robust.average import average
 from jaxrl.robust.base import Set, row
+from jaxrl.robust.counts import from_counts
+from jaxrl.robust.iwocs import iwocs
+from jaxrl.robust.scenarios import Scenarios
 from jaxrl.robust.sets import (
     KL,
     L1,
@@ -30,6 +34,8 @@ from jaxrl.robust.sets import (
     TotalVariation,
     Wasserstein,
 )
+from jaxrl.robust.solve import Solution, evaluate, init, solve, step
+from jaxrl.robust.state import SRectangular, worst_case_state
 from jaxrl.robust.worst import worst_case
 
 __all__ = [
@@ -45,10 +51,21 @@ __all__ = [
     "Interval",
     "LInf",
     "Nominal",
+    "SRectangular",
+    "Scenarios",
     "Set",
     "SignedLp",
+    "Solution",
     "TotalVariation",
     "Wasserstein",
+    "average",
+    "evaluate",
+    "from_counts",
+    "init",
+    "iwocs",
     "row",
+    "solve",
+    "step",
     "worst_case",
+    "worst_case_state",
 ]

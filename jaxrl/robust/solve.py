@@ -16,9 +16,9 @@ from jaxrl.mdp.checks import check, check_policy
 from jaxrl.mdp.solution import Scale, floats
 from jaxrl.robust import iteration
 from jaxrl.robust.certificate import attainable, error_bound, rounding, scale
-from jaxrl.robust.checks import check_set
 from jaxrl.robust.iteration import State
 from jaxrl.robust.operator import Rows, in_blocks, rows, taken, worst_laws
+from jaxrl.robust.scenarios import by_row
 from jaxrl.types import check_positive
 
 Method = Literal["auto", "value_iteration", "modified_policy_iteration", "policy_iteration"]
@@ -97,6 +97,8 @@ def solve(
     >>> model = mdp.machine_replacement()
     >>> for radius in (0.0, 0.5):
     ...     print(robust.solve(model, robust.L1(radius)).value[:3].round(2))
+    [-1.77 -2.32 -3.04]
+    [-5.73 -7.16 -8.95]
     """
     check_positive("solve", max_iterations=max_iterations)
     model, set = _prepare(model, set)
@@ -148,7 +150,7 @@ def step(model: Model, set: Any, state: State, method: Method = "auto") -> tuple
 def _prepare(model: Model, set: Any) -> tuple[Model, Any]:
     """Both, checked, as arrays of one float type."""
     check(model)
-    check_set(set, model)
+    set = by_row(set, model)
     model = floats(model)
     return model, jax.tree.map(lambda leaf: jnp.asarray(leaf, model.reward.dtype), set)
 
