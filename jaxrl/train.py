@@ -18,7 +18,7 @@ import functools
 import json
 import math
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Hashable
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -190,7 +190,7 @@ def fit(
         if done < plan.iterations:
             with record.compiling():
                 run = _compile(programs, config, key, seeds, run, evaluate if plan.evaluate and not start else None)
-        saved, last = done, done == plan.iterations or interrupted()
+        saved, last = done, done >= plan.iterations or interrupted()
         while not last:
             length = plan.next(done) - done
             run, history = programs.chunk(config, run, length)
@@ -426,6 +426,8 @@ def _check_agent(agent: Any) -> None:
             f"agent {getattr(agent, '__name__', agent)!r} lacks {', '.join(missing)}: an agent is a module with "
             f"Config, init, act and update, such as jaxrl.agents.ppo"
         )
+    if not isinstance(agent, Hashable):  # its programs are found again by it
+        raise ValueError(f"agent is a {type(agent).__name__}, expected a module, or another object that can be hashed")
 
 
 def _check_config(agent: Any, config: Any) -> None:

@@ -224,7 +224,8 @@ def circles():
     least, most = np.array([[0.4, 0.2], [0.0, 0.5]]), np.array([[1.0, 1.0], [0.0, 0.5]])
     reward = np.array([[-5.0, 5.0], [0.0, -1.0]])
     model = mdp.MDP(laws(most), reward, np.float64(0.99), np.full(2, 0.5))
-    return model, robust.Interval(np.minimum(laws(least), laws(most)), np.maximum(laws(least), laws(most)))
+    lower, upper = np.minimum(laws(least), laws(most)), np.maximum(laws(least), laws(most))
+    return model, robust.Interval(lower, upper, support="all")
 
 
 def test_a_proposal_that_is_no_progress_is_not_taken():

@@ -275,10 +275,11 @@ def shrink(config, state, params, observation, key):
     return params.replace(mass=0.9 * params.mass)
 
 
-def with_parts(agent, config=None, **parts):
+def with_parts(agent, **parts):
     """The agent with other parts."""
-    names = ("Config", "init", "act", "update")
-    return types.SimpleNamespace(**({"__name__": "other"} | {name: getattr(agent, name) for name in names} | parts))
+    other = types.ModuleType("other")
+    vars(other).update({name: getattr(agent, name) for name in ("Config", "init", "act", "update")} | parts)
+    return other
 
 
 @pytest.mark.parametrize("agent", [ppo, sac])
