@@ -8,9 +8,15 @@ targets, the actor climbs the smallest of them, and the temperature alpha keeps 
     J_pi = E[ alpha log pi(a | s) - min_i Q_i(s, a) ],                        a ~ pi(. | s), reparametrised,
     J_alpha = E[ -alpha (log pi(a | s) + target_entropy) ].
 
+With another `critic` than `Scalar` the critics learn the law Z_i of the soft return, and J_Q is its loss. The target is
+the whole law of the critic with the smallest mean, moved by r and discount; and in J_pi, Q_i is what Z_i is worth to a
+measure of `risk`, whose mean it is by default.
+
 Source: Haarnoja et al. 2018, "Soft Actor-Critic Algorithms and Applications", eqs. (5), (9) and (18), and algorithm 1;
 the minimum over critics is that of Fujimoto et al. 2018, "Addressing Function Approximation Error in Actor-Critic
-Methods".
+Methods"; of laws, that of Lee et al. 2025, "Hyperspherical Normalization for Scalable Deep Reinforcement Learning"; the
+measure of risk is where Ma et al. 2020, "DSAC: Distributional Soft Actor-Critic for Risk-Sensitive Reinforcement
+Learning" has it.
 Differs from the paper: one Adam takes the three losses at once, each with respect to its own parameters; the
 temperature is learned as its logarithm; n-step targets without correction are a setting. Actions a are those of the
 box [-1, 1]^A, so that neither densities nor critics depend on the units of the environment.
@@ -29,6 +35,8 @@ import optax
 from flax import struct
 
 from jaxrl import networks, normalise, policies, returns
+from jaxrl.distributional import critics as laws
+from jaxrl.risk import Mean, Measure
 from jaxrl.types import Box, Metrics, Replay, Spec, Transition, check_batch, check_between, check_positive
 
 
@@ -42,6 +50,8 @@ class Config:
     target_rate: float = 0.005  # tau: share of the critics that goes into their targets at each update
     target_entropy: float | None = None  # nats, of actions in [-1, 1]; None: minus their number, as in the paper
     initial_temperature: float = 1.0  # alpha before the first update
+    critic: laws.Critic = laws.Scalar()  # what the critics learn: a number, or the law of the soft return
+    risk: Measure = Mean()  # what the actor climbs, of that law; needs Categorical or Quantile
     num_critics: int = struct.field(pytree_node=False, default=2)  # the smallest of so many
     normalise_observations: bool = struct.field(pytree_node=False, default=False)  # by running moments
     hidden_sizes: tuple[int, ...] = struct.field(pytree_node=False, default=(256, 256))  # of the actor and each critic
@@ -54,6 +64,7 @@ class Config:
         check_between("Config", 0, 1, target_rate=self.target_rate)
         check_between("Config", 0, math.inf, learning_rate=self.learning_rate)
         check_between("Config", 0, math.inf, initial_temperature=self.initial_temperature)
+        laws.check_risk(self.critic, self.risk)
 
 
 @struct.dataclass
@@ -83,40 +94,50 @@ class Actor(nn.Module):
 
 
 class Critic(nn.Module):
-    """Normalised observation [..., *observation] and action in [-1, 1]^A -> value [...]."""
+    """Normalised observation [..., *observation] and action in [-1, 1]^A -> [..., size], read by `Config.critic`."""
 
     hidden_sizes: tuple[int, ...]
     activation: networks.Activation
+    size: int
 
     @nn.compact
     def __call__(self, observation: jax.Array, action: jax.Array) -> jax.Array:
         inputs = jnp.concatenate([observation, action], axis=-1)
-        return networks.Scalar()(networks.MLP(self.hidden_sizes, self.activation)(inputs))
+        features = networks.MLP(self.hidden_sizes, self.activation)(inputs)
+        return nn.Dense(self.size, kernel_init=networks.weights(1.0))(features)
 
 
-def actor(config: Config, spec: Spec, params: Any, observation: jax.Array) -> policies.Distribution:
+def actor(config: Any, spec: Spec, params: Any, observation: jax.Array) -> policies.Distribution:
     """The policy at a normalised observation, over [-1, 1]^A."""
-    policy: Any = _actor(config, spec).apply(params["actor"], observation)
+    policy: Any = actor_module(config, spec).apply(params["actor"], observation)
     return policy
 
 
-def critics(config: Config, params: Any, observation: jax.Array, action: jax.Array) -> jax.Array:
-    """The values [num_critics, ...] of an action in [-1, 1]^A at a normalised observation."""
-    values: Any = _critics(config).apply(params, observation, action)
-    return values
+def critics(config: Any, params: Any, observation: jax.Array, action: jax.Array) -> jax.Array:
+    """The outputs [num_critics, ..., size] at a normalised observation and an action in [-1, 1]^A."""
+    outputs: Any = critics_module(config).apply(params, observation, action)
+    return outputs
 
 
-def _actor(config: Config, spec: Spec) -> Actor:
+def values(config: Any, outputs: jax.Array) -> jax.Array:
+    """What the laws with these outputs [..., size] are worth, [...]."""
+    worth: jax.Array = config.risk(*config.critic.law(outputs))
+    return worth
+
+
+def actor_module(config: Any, spec: Spec) -> Actor:
+    """The actor of an agent for bounded actions, from `config.hidden_sizes` and `config.activation`."""
     if not isinstance(spec.action, Box):
-        raise ValueError(f"sac needs an action space Box((A,)) with bounds, got {spec.action}; ppo takes both kinds")
+        raise ValueError(f"expected an action space Box((A,)) with bounds, got {spec.action}; ppo takes both kinds")
     return Actor(config.hidden_sizes, config.activation, policies.unit_box(spec.action))
 
 
-def _critics(config: Config) -> nn.Module:
-    return networks.ensemble(Critic, config.num_critics)(config.hidden_sizes, config.activation)
+def critics_module(config: Any) -> nn.Module:
+    """The critics side by side."""
+    return networks.ensemble(Critic, config.num_critics)(config.hidden_sizes, config.activation, config.critic.size)
 
 
-def optimiser(config: Config) -> optax.GradientTransformation:
+def optimiser(config: Any) -> optax.GradientTransformation:
     """Adam, built where it is traced, so that the step size stays traced."""
     return optax.chain(optax.scale_by_adam(), optax.scale_by_learning_rate(config.learning_rate))
 
@@ -126,8 +147,8 @@ def init(config: Config, spec: Spec, key: jax.Array) -> State:
     actor_key, critics_key = jax.random.split(key)
     observation, action = spec.observation.zeros(), spec.action.zeros()
     params = {
-        "actor": _actor(config, spec).init(actor_key, observation),
-        "critics": _critics(config).init(critics_key, observation, action),
+        "actor": actor_module(config, spec).init(actor_key, observation),
+        "critics": critics_module(config).init(critics_key, observation, action),
         "log_temperature": jnp.log(jnp.asarray(config.initial_temperature, observation.dtype)),
     }
     normaliser = normalise.init(spec.observation) if config.normalise_observations else None
@@ -144,13 +165,13 @@ def act(
 
 
 def target(config: Config, state: State, window: Transition, key: jax.Array) -> jax.Array:
-    """Y [B], for a window [m, B]."""
+    """What the critics regress on, for a window [m, B]: y [B, 1], or laws."""
     ahead = returns.bootstrap(window, config.discount)
     observation = normalise.apply(state.normaliser, ahead.observation)
     action, log_prob = actor(config, state.spec, state.params, observation).sample_and_log_prob(seed=key)
-    values = jnp.min(critics(config, state.target, observation, action), axis=0)
-    soft_values = values - jnp.exp(state.params["log_temperature"]) * log_prob
-    return config.reward_scale * ahead.returns + ahead.discount * soft_values
+    outputs = laws.smallest(config.critic, critics(config, state.target, observation, action))
+    cost = jnp.exp(state.params["log_temperature"]) * log_prob
+    return config.critic.targets(outputs, config.reward_scale * ahead.returns, ahead.discount, cost)
 
 
 def loss(
@@ -159,23 +180,28 @@ def loss(
     """J_Q + J_pi + J_alpha over the first rows of a window [m, B], each with gradients for its own parameters alone."""
     observation = normalise.apply(state.normaliser, window.observation[0])
     action = policies.to_unit(window.action[0], state.spec.action)
-    values = critics(config, params["critics"], observation, action)
-    critic_loss = 0.5 * jnp.sum(jnp.mean((values - targets) ** 2, axis=-1))
+    outputs = critics(config, params["critics"], observation, action)
+    critic_loss = jnp.sum(jnp.mean(config.critic.loss(outputs, targets), axis=-1))
 
     action, log_prob = actor(config, state.spec, params, observation).sample_and_log_prob(seed=key)
-    value = jnp.min(critics(config, jax.lax.stop_gradient(params["critics"]), observation, action), axis=0)
-    temperature = jnp.exp(params["log_temperature"])
-    actor_loss = jnp.mean(jax.lax.stop_gradient(temperature) * log_prob - value)
+    frozen = jax.lax.stop_gradient(params["critics"])
+    value = jnp.min(values(config, critics(config, frozen, observation, action)), axis=0)
+    actor_loss = jnp.mean(jnp.exp(jax.lax.stop_gradient(params["log_temperature"])) * log_prob - value)
 
-    wanted = -float(action.shape[-1]) if config.target_entropy is None else config.target_entropy
-    temperature_loss = -temperature * jax.lax.stop_gradient(jnp.mean(log_prob) + wanted)
-    return critic_loss + actor_loss + temperature_loss, {
+    total = critic_loss + actor_loss + temperature_loss(params, config, action, log_prob)
+    return total, {
         "critic_loss": critic_loss,
         "actor_loss": actor_loss,
         "entropy": -jnp.mean(log_prob),
-        "temperature": temperature,
-        "value": jnp.mean(values),
+        "temperature": jnp.exp(params["log_temperature"]),
+        "value": jnp.mean(Mean()(*config.critic.law(outputs))),
     }
+
+
+def temperature_loss(params: Any, config: Any, action: jax.Array, log_prob: jax.Array) -> jax.Array:
+    """J_alpha, for actions [B, A] and their log pi [B]."""
+    wanted = -float(action.shape[-1]) if config.target_entropy is None else config.target_entropy
+    return -jnp.exp(params["log_temperature"]) * jax.lax.stop_gradient(jnp.mean(log_prob) + wanted)
 
 
 def update(config: Config, state: State, batch: Transition, key: jax.Array) -> tuple[State, Metrics]:
@@ -186,5 +212,5 @@ def update(config: Config, state: State, batch: Transition, key: jax.Array) -> t
     gradients, metrics = jax.grad(loss, has_aux=True)(state.params, config, state, batch, targets, action_key)
     step, opt_state = optimiser(config).update(gradients, state.optimiser)
     params = optax.apply_updates(state.params, step)
-    slow = jax.tree.map(lambda t, p: t + config.target_rate * (p - t), state.target, params["critics"])
+    slow = optax.incremental_update(params["critics"], state.target, config.target_rate)
     return dataclasses.replace(state, params=params, target=slow, optimiser=opt_state), metrics

@@ -8,6 +8,7 @@ from collections.abc import Callable, Sequence
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
+from jax.typing import ArrayLike
 
 from jaxrl.types import check_positive
 
@@ -26,7 +27,8 @@ def weights(gain: float) -> nn.initializers.Initializer:
 class MLP(nn.Module):
     """[..., F] -> [..., hidden_sizes[-1]]: dense layers, each followed by layer norm (if asked for) and activation.
 
-    Weights start at variance 2 / F, biases at zero.
+    Weights start at variance 2 / F, biases at zero. Given a `dropout` rate in [0, 1), which may be traced, each dense
+    layer is followed by it first, with random numbers from the stream "dropout".
     """
 
     hidden_sizes: Sequence[int]
@@ -34,9 +36,12 @@ class MLP(nn.Module):
     layer_norm: bool = False
 
     @nn.compact
-    def __call__(self, x: jax.Array) -> jax.Array:
+    def __call__(self, x: jax.Array, dropout: ArrayLike | None = None) -> jax.Array:
         for size in self.hidden_sizes:
             x = nn.Dense(size, kernel_init=weights(2.0))(x)
+            if dropout is not None:
+                kept = jax.random.bernoulli(self.make_rng("dropout"), 1 - jnp.asarray(dropout, x.dtype), x.shape)
+                x = jnp.where(kept, x / (1 - jnp.asarray(dropout, x.dtype)), 0)
             x = self.activation(nn.LayerNorm()(x) if self.layer_norm else x)
         return x
 

@@ -4,10 +4,11 @@ import importlib
 import pkgutil
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 
 from jaxrl import agents
-from jaxrl.types import Replay, Rollout
+from jaxrl.types import Replay, Rollout, Transition
 
 AGENTS = [importlib.import_module(f"jaxrl.agents.{module.name}") for module in pkgutil.iter_modules(agents.__path__)]
 
@@ -20,9 +21,26 @@ def small(agent, **settings):
     else:
         data = Rollout(num_envs=4, length=8, restart=config.data.restart)
     config = config.replace(data=data, learning_rate=0.01)
-    if hasattr(config, "hidden_sizes"):
-        config = config.replace(hidden_sizes=(8, 8))
+    for sizes in ("hidden_sizes", "critic_hidden_sizes"):
+        if hasattr(config, sizes):
+            config = config.replace(**{sizes: (8, 8)})
     return config.replace(**settings)
+
+
+def window(env, rows, batch=6, seed=0):
+    """Random transitions [rows, batch]: the second of the batch terminates in its first row, the third truncates."""
+    rng = np.random.default_rng(seed)
+    size = env.spec.observation.shape[0]
+    flags = np.zeros((2, rows, batch), bool)
+    flags[0, 0, 1] = flags[1, 0, 2] = True
+    return Transition(
+        observation=jnp.asarray(rng.normal(size=(rows, batch, size)), jnp.float32),
+        action=jnp.asarray(rng.uniform(-1, 1, size=(rows, batch, *env.spec.action.shape)), jnp.float32),
+        reward=jnp.asarray(rng.normal(size=(rows, batch)), jnp.float32),
+        next_observation=jnp.asarray(rng.normal(size=(rows, batch, size)), jnp.float32),
+        terminated=jnp.asarray(flags[0]),
+        truncated=jnp.asarray(flags[1]),
+    )
 
 
 def assert_same(a, b):

@@ -66,7 +66,9 @@ def case(request):
 
 
 def float_fields(agent):
-    return [f.name for f in dataclasses.fields(agent.Config) if traced(f)]
+    """Fields with a number in them, or several."""
+    config = agent.Config().replace(**options(agent))
+    return [f.name for f in dataclasses.fields(agent.Config) if traced(f) and jax.tree.leaves(getattr(config, f.name))]
 
 
 ALL_FLOATS = [(agent, name) for agent in AGENTS for name in float_fields(agent)]
@@ -162,7 +164,9 @@ def changed_lanes(agent):
     def changed(value):
         return 10.0 if math.isinf(value) else 0.1 if value == 0 else value / 2
 
-    configs = [case.config.replace(**{name: changed(getattr(case.config, name))}) for name in float_fields(agent)]
+    configs = [
+        case.config.replace(**{name: jax.tree.map(changed, getattr(case.config, name))}) for name in float_fields(agent)
+    ]
     configs = jax.tree.map(lambda *leaves: jnp.array(leaves, float), case.config, *configs)
 
     def run(config):

@@ -12,7 +12,8 @@ import jax
 import pytest
 from helpers import AGENTS, small
 
-from jaxrl import envs, train
+from jaxrl import envs, risk, train
+from jaxrl.distributional import critics
 from jaxrl.types import Replay, Rollout
 
 ROOT = Path(__file__).parents[1]
@@ -114,7 +115,7 @@ def rows(page):
 def test_the_page_of_an_agent_has_all_its_settings_and_metrics(agent):
     page = ROOT / "docs" / "agents" / f"{agent.__name__.rpartition('.')[2]}.md"
     table = rows(page.read_text())
-    names = {"nn": nn, "inf": math.inf, "Rollout": Rollout, "Replay": Replay}
+    names = {"nn": nn, "inf": math.inf, "Rollout": Rollout, "Replay": Replay, "critics": critics, "risk": risk}
     for field in dataclasses.fields(agent.Config):
         default, kind = (cell.strip("`") for cell in table[field.name][:2])
         assert eval(default, names) == getattr(agent.Config(), field.name), field.name
