@@ -27,7 +27,8 @@ tests: $(VENV)/installed
 	$(BIN)/pytest --numprocesses auto --dist worksteal -m "not slow"
 
 smoke: $(VENV)/installed
-	$(BIN)/pytest -m "not slow" tests/test_agents.py tests/test_returns.py tests/test_docs.py
+	$(BIN)/pytest --numprocesses auto --dist worksteal -m "not slow" \
+		tests/test_ppo.py tests/test_sac.py tests/test_returns.py tests/test_risk.py tests/test_docs.py
 
 slow: $(VENV)/installed
 	$(BIN)/pytest -m slow

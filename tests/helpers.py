@@ -1,5 +1,6 @@
 """What several tests need."""
 
+import contextlib
 import importlib
 import pkgutil
 
@@ -11,6 +12,19 @@ from jaxrl import agents
 from jaxrl.types import Replay, Rollout, Transition
 
 AGENTS = [importlib.import_module(f"jaxrl.agents.{module.name}") for module in pkgutil.iter_modules(agents.__path__)]
+
+
+@contextlib.contextmanager
+def jax_settings(**values):
+    """JAX's settings for a while."""
+    before = {name: jax.config.values[name] for name in values}
+    for name, value in values.items():
+        jax.config.update(name, value)
+    try:
+        yield
+    finally:
+        for name, value in before.items():
+            jax.config.update(name, value)
 
 
 def small(agent, **settings):

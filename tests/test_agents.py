@@ -10,12 +10,19 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from helpers import AGENTS, assert_same, small
+from helpers import AGENTS, assert_same, jax_settings, small
 
 from jaxrl import envs, rollout, train
 from jaxrl.types import Replay, canonical
 
 TASKS = {"continuous": "jaxrl/point_mass", "discrete": "jaxrl/probe_context"}
+
+
+@pytest.fixture(autouse=True, scope="module")
+def compiled_in_a_moment():
+    """Nothing here runs long enough to be worth optimising."""
+    with jax_settings(jax_disable_most_optimizations=True):
+        yield
 
 
 class Case:

@@ -10,7 +10,7 @@ from pathlib import Path
 import flax.linen as nn
 import jax
 import pytest
-from helpers import AGENTS, small
+from helpers import AGENTS, jax_settings, small
 
 from jaxrl import envs, risk, train
 from jaxrl.distributional import critics
@@ -54,13 +54,8 @@ def in_a_moment(monkeypatch, tmp_path):
     monkeypatch.setattr(train, "fit", fit)
     monkeypatch.setattr(envs, "make", make)
     monkeypatch.chdir(tmp_path)
-    changed = {"jax_debug_key_reuse": False, "jax_disable_most_optimizations": True}
-    before = {option: jax.config.values[option] for option in changed}
-    for option, value in changed.items():
-        jax.config.update(option, value)
-    yield
-    for option, value in before.items():
-        jax.config.update(option, value)
+    with jax_settings(jax_debug_key_reuse=False, jax_disable_most_optimizations=True):
+        yield
 
 
 @pytest.mark.parametrize("page", [page for page in PAGES if any(blocks(page))], ids=name)
