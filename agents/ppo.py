@@ -8,11 +8,17 @@ policy that collected it cut off where the ratio of probabilities leaves [1 - ep
     L(theta) = -L_clip + c_v/2 E[ (V(s_t) - G_t)^2 ] - c_e E[ H(pi(. | s_t)) ],
     A_t = GAE(discount, lambda),    G_t = A_t + V_old(s_t).
 
+Two options keep entropy from collapsing. They look at how much each sample lowers it, which is its share in the
+covariance of advantage and log-probability, c_t = (A_t - mean A) (log pi_t - mean log pi): of the samples with the
+largest, `clip_cov` stops the gradient (Clip-Cov), and `kl_cov` adds |log r_t| to their loss (KL-Cov).
+
 Source: Schulman et al. 2017, "Proximal Policy Optimization Algorithms", eqs. (7) and (9); the advantages are those of
-Schulman et al. 2016, "High-Dimensional Continuous Control Using Generalized Advantage Estimation", eq. (16).
+Schulman et al. 2016, "High-Dimensional Continuous Control Using Generalized Advantage Estimation", eq. (16);
+covariances: Cui et al. 2025, "The Entropy Mechanism of Reinforcement Learning for Reasoning Language Models".
 Differs from the paper, as released implementations do: advantages are normalised over each minibatch, gradients are
 clipped by their global norm, observations by running moments, actor and critic share no weights. Differs from most of
-those: a truncated episode bootstraps from its true last observation.
+those: a truncated episode bootstraps from its true last observation. Clip-Cov takes the largest, as KL-Cov does, where
+its paper draws among those in a band.
 """
 
 from __future__ import annotations
@@ -46,6 +52,9 @@ class Config:
     entropy_coefficient: float = 0.0  # c_e, nats; the paper has 0.01 for Atari
     max_gradient_norm: float = 0.5  # global norm, of actor and critic together
     target_kl: float | None = None  # nats; no further minibatch once pi has moved this far; None: no limit
+    clip_cov: float | None = None  # share of each minibatch, those of largest covariance, that gives no gradient
+    kl_cov: float | None = None  # share of each minibatch, those of largest covariance, that is held near pi_old
+    kl_cov_coefficient: float = 1.0  # how strongly
     num_epochs: int = struct.field(pytree_node=False, default=4)  # passes over the rollout; the paper has 10
     num_minibatches: int = struct.field(pytree_node=False, default=4)  # per epoch
     normalise_observations: bool = struct.field(pytree_node=False, default=True)  # by running moments
@@ -92,18 +101,18 @@ class ActorCritic(nn.Module):
         return policies.Head(self.spec.action, name="policy")(actor), networks.Scalar(name="value")(critic)
 
 
-def network(config: Config, spec: Spec) -> ActorCritic:
-    """The actor and the critic of `config`."""
+def network(config: Any, spec: Spec) -> ActorCritic:
+    """The actor and the critic, from `config.hidden_sizes` and `config.activation`."""
     return ActorCritic(config.hidden_sizes, config.activation, spec)
 
 
-def apply(config: Config, spec: Spec, params: Any, observation: jax.Array) -> tuple[policies.Distribution, jax.Array]:
+def apply(config: Any, spec: Spec, params: Any, observation: jax.Array) -> tuple[policies.Distribution, jax.Array]:
     """Policy and value at a normalised observation [..., *observation]."""
     outputs: Any = network(config, spec).apply(params, observation)
     return outputs
 
 
-def optimiser(config: Config, updates: jax.Array | int) -> optax.GradientTransformation:
+def optimiser(config: Any, updates: jax.Array | int) -> optax.GradientTransformation:
     """Adam with clipped gradients and the step size of this update; built where it is traced, so that it stays so."""
     return optax.chain(
         optax.clip_by_global_norm(config.max_gradient_norm),
@@ -143,7 +152,7 @@ class Samples:
     target: jax.Array  # G
 
 
-def samples(config: Config, state: State, batch: Transition) -> Samples:
+def samples(config: Any, state: Any, batch: Transition) -> Samples:
     """The rollout [T, N] with its advantages, flattened to [T N]."""
     observation, next_observation = (
         normalise.apply(state.normaliser, x) for x in (batch.observation, batch.next_observation)
@@ -167,10 +176,18 @@ def loss(params: Any, config: Config, spec: Spec, batch: Samples) -> tuple[jax.A
     """L of eq. (9), to be minimised, over a minibatch [B]."""
     policy, values = apply(config, spec, params, batch.observation)
     advantage = (batch.advantage - jnp.mean(batch.advantage)) / (jnp.std(batch.advantage) + 1e-8)
-    log_ratio = policy.log_prob(batch.action) - batch.log_prob
+    log_prob = policy.log_prob(batch.action)
+    log_ratio = log_prob - batch.log_prob
     ratio = jnp.exp(log_ratio)
     clipped = jnp.clip(ratio, 1 - config.clip_ratio, 1 + config.clip_ratio)
-    surrogate = jnp.mean(jnp.minimum(ratio * advantage, clipped * advantage))  # eq. (7)
+    surrogates = jnp.minimum(ratio * advantage, clipped * advantage)
+    covariance = jax.lax.stop_gradient(advantage * (log_prob - jnp.mean(log_prob)))
+    if config.clip_cov is not None:
+        chosen = largest(covariance, config.clip_cov)
+        surrogates = (1 - chosen) * surrogates + chosen * jax.lax.stop_gradient(surrogates)
+    if config.kl_cov is not None:
+        surrogates -= config.kl_cov_coefficient * largest(covariance, config.kl_cov) * jnp.abs(log_ratio)
+    surrogate = jnp.mean(surrogates)  # eq. (7)
     errors = (values - batch.target) ** 2
     if config.clip_value is not None:
         near = batch.value + jnp.clip(values - batch.value, -config.clip_value, config.clip_value)
@@ -185,6 +202,12 @@ def loss(params: Any, config: Config, spec: Spec, batch: Samples) -> tuple[jax.A
         "kl": jnp.mean(ratio - 1 - log_ratio),  # of pi from pi_old: an estimate that is never negative
         "clipped": jnp.mean(jnp.abs(ratio - 1) > config.clip_ratio),
     }
+
+
+def largest(x: jax.Array, share: jax.Array | float) -> jax.Array:
+    """1 for that share of the elements of x [B] that are the largest, a part of 1 for the last of them, else 0."""
+    rank = jnp.argsort(jnp.argsort(-x))
+    return jnp.clip(share * x.size - rank, 0, 1)
 
 
 def update(config: Config, state: State, batch: Transition, key: jax.Array) -> tuple[State, Metrics]:
