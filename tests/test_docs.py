@@ -110,7 +110,15 @@ def rows(page):
 def test_the_page_of_an_agent_has_all_its_settings_and_metrics(agent):
     page = ROOT / "docs" / "agents" / f"{agent.__name__.rpartition('.')[2]}.md"
     table = rows(page.read_text())
-    names = {"nn": nn, "inf": math.inf, "Rollout": Rollout, "Replay": Replay, "critics": critics, "risk": risk}
+    names = {
+        "nn": nn,
+        "inf": math.inf,
+        "Rollout": Rollout,
+        "Replay": Replay,
+        "critics": critics,
+        "risk": risk,
+        agent.__name__.rpartition(".")[2]: agent,
+    }
     for field in dataclasses.fields(agent.Config):
         default, kind = (cell.strip("`") for cell in table[field.name][:2])
         assert eval(default, names) == getattr(agent.Config(), field.name), field.name
