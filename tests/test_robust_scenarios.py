@@ -183,6 +183,31 @@ def test_average_says_when_there_is_no_one_gain():
         average(mdp.sparse(model), Scenarios(some(0)[0]))
 
 
+@pytest.mark.parametrize("form", ["dense", pytest.param("sparse", marks=pytest.mark.slow)])
+def test_slopes_of_the_gain_are_finite_differences(form):
+    kernels, reward = some(22)
+    rng = np.random.default_rng(0)
+    moves = rng.normal(size=kernels[0].shape), rng.normal(size=reward.shape), 1.0
+    moves = (moves[0] - moves[0].mean(-1, keepdims=True), *moves[1:])
+
+    @jax.jit
+    def gain(kernel, reward, radius):
+        model = model_of(kernel, reward) if form == "dense" else slotted(kernel, reward)
+        return average(model, robust.KL(radius), tolerance=1e-11).gain
+
+    def slotted(kernel, reward):
+        places = np.broadcast_to(np.arange(S), kernel.shape)
+        return mdp.SparseMDP(places, kernel, reward, jnp.asarray(DISCOUNT), jnp.ones(S) / S)
+
+    with jax.enable_x64(True):
+        at = jnp.asarray(kernels[0]), jnp.asarray(reward), jnp.asarray(0.1)
+        slopes = jax.jit(jax.grad(gain, (0, 1, 2)))(*at)
+        for i, move in enumerate(moves):
+            up, down = (gain(*(x + h * move if j == i else x for j, x in enumerate(at))) for h in (1e-5, -1e-5))
+            assert np.sum(slopes[i] * move) == pytest.approx(float(up - down) / 2e-5, rel=1e-5)
+        assert slopes[1].sum() == pytest.approx(1)  # a unit more in each step
+
+
 # --------------------------------------------------------------------------------------------- IWOCS
 
 
@@ -252,6 +277,28 @@ def test_iwocs_needs_two_models_of_the_windy_walk():
     assert found.promised[0] == pytest.approx(-(1 - 0.95**7) / 0.05)  # seven steps without wind
     assert found.attained[0] < found.attained[1] - 1
     np.testing.assert_allclose([found.lower, found.upper, found.promised[1]], dynamic, rtol=1e-9)
+
+
+def test_slopes_of_the_bounds_are_finite_differences():
+    kernels, reward = some(31, count=4)
+    move = np.random.default_rng(0).normal(size=reward.shape)
+
+    def bounds(reward, discount):
+        models = mdp.stack([model_of(kernel, reward, discount) for kernel in kernels])
+        found = iwocs(models)
+        return jnp.stack([found.lower, found.upper]), found
+
+    with jax.enable_x64(True):
+        at = jnp.asarray(reward), jnp.asarray(DISCOUNT)
+        both = jax.jit(jax.jacrev(bounds, (0, 1), has_aux=True))
+        slopes, found = both(*at)
+        np.testing.assert_allclose(found.lower, found.attained[: found.iterations].max(), rtol=1e-9)
+        for slope, moved in ((slopes[0], (1e-5 * move, 0)), (slopes[1], (0, 1e-6))):
+            up, down = (both(at[0] + k * moved[0], at[1] + k * moved[1])[1] for k in (1, -1))
+            assert up.worst == down.worst == found.worst and np.array_equal(up.policy, down.policy)
+            change = np.array([up.lower - down.lower, up.upper - down.upper]) / 2
+            expected = (slope * moved[0]).sum((1, 2)) if np.ndim(moved[0]) else slope * moved[1]
+            np.testing.assert_allclose(change, expected, rtol=1e-5)
 
 
 def test_iwocs_errors():

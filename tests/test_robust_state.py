@@ -42,12 +42,15 @@ def cases() -> tuple[np.ndarray, np.ndarray, np.ndarray]:
 
 
 NOMINAL, VALUES, RADIUS = cases()
+POLICY = np.random.default_rng(5).dirichlet(np.ones(A), B)
+POLICY[[2, 4, 6]] = [[1, 0, 0], [0.5, 0.5, 0], [1 / 3] * 3]
+METRIC = np.random.default_rng(6).uniform(0.4, 2, (N, N)) * (1 - np.eye(N))
 
 
-def exact(set, nominal=NOMINAL, values=VALUES):
-    """The saddle point, in float64."""
+def exact(set, nominal=NOMINAL, values=VALUES, policy=None):
+    """The saddle point, or what is the worst for a policy, in float64."""
     with jax.enable_x64(True):
-        return tuple(map(np.asarray, worst_case_state(SRectangular(set), nominal, values)))
+        return tuple(map(np.asarray, worst_case_state(SRectangular(set), nominal, values, policy)))
 
 
 def alone(set, nominal=NOMINAL, values=VALUES):
@@ -73,23 +76,24 @@ def check_policy(policy):
 
 def program(norm, nominal, values, radius, support, policy):
     """min {sum_a policy_a p_a . z_a} over the set, by linear programming; for policy None, min of max_a p_a . z_a."""
-    size, slacks = A * N, A * N if norm == 1 else A
-    owner = np.eye(size) if norm == 1 else np.repeat(np.eye(A), N, axis=0)
+    actions, states = nominal.shape
+    size, slacks = actions * states, actions * states if norm == 1 else actions
+    owner = np.eye(size) if norm == 1 else np.repeat(np.eye(actions), states, axis=0)
     rest = np.zeros((size, 1))
     rows = [np.hstack([np.eye(size), -owner, rest]), np.hstack([-np.eye(size), -owner, rest])]
     rows += [np.hstack([np.zeros((1, size)), np.ones((1, slacks)), [[0]]])]
     bound = [*nominal.ravel(), *-nominal.ravel(), radius]
     cost = np.zeros(size + slacks + 1)
     if policy is None:
-        rows += [np.hstack([scipy.linalg.block_diag(*values), np.zeros((A, slacks)), -np.ones((A, 1))])]
-        bound += [0] * A
+        rows += [np.hstack([scipy.linalg.block_diag(*values), np.zeros((actions, slacks)), -np.ones((actions, 1))])]
+        bound += [0] * actions
         cost[-1] = 1
     else:
         cost[:size] = (policy[:, None] * values).ravel()
-    mass = np.hstack([np.repeat(np.eye(A), N, axis=1), np.zeros((A, slacks + 1))])
+    mass = np.hstack([np.repeat(np.eye(actions), states, axis=1), np.zeros((actions, slacks + 1))])
     limits = [(0, None if support == "all" or q > 0 else 0) for q in nominal.ravel()] + [(0, None)] * slacks
     found = scipy.optimize.linprog(
-        cost, A_ub=np.vstack(rows), b_ub=bound, A_eq=mass, b_eq=np.ones(A), bounds=[*limits, (None, None)]
+        cost, A_ub=np.vstack(rows), b_ub=bound, A_eq=mass, b_eq=np.ones(actions), bounds=[*limits, (None, None)]
     )
     assert found.success
     return found.fun
@@ -120,40 +124,153 @@ def largest(function, low=-40, high=14):
     return max(function(low), function(high), function(best))
 
 
+def least_of_kl(nominal, values, radius, policy):
+    """What a policy is worth at least, over the ball of KL."""
+
+    def bound(log_price):  # sum_a min_p policy_a p . z_a + price KL(p, p0_a), less price radius
+        price = np.exp(log_price)
+        scaled = -policy[:, None] * values / price
+        return -price * (scipy.special.logsumexp(scaled, axis=-1, b=nominal).sum() + radius)
+
+    return largest(bound)
+
+
+def least_of_l2(nominal, values, radius, policy, probs):
+    """The same over the ball of L2, by the subgradients of the norm at some laws: sharp if these are the worst."""
+    distance = DISTANCES[robust.L2](probs, nominal)
+    unused = (policy == 0) | (distance == 0)
+    direction = np.where(unused, 0, 1 / np.where(unused, 1, distance))[:, None] * (nominal - probs)
+
+    def bound(log_price):
+        # for |g| <= price and nu + g <= policy z: policy z . p >= nu + g . p >= nu + g . p0 - price |p - p0|
+        price = np.exp(log_price)
+        g = price * direction
+        nu = (policy[:, None] * values - g).min(-1)
+        return nu.sum() + (g * nominal).sum() - price * radius
+
+    return max(largest(bound), (policy * values.min(-1)).sum())  # the bound at the price 0
+
+
 def test_kl_has_no_duality_gap():
     value, policy, probs = exact(robust.KL(RADIUS))
     check_for_nature(value, probs)
     check_policy(policy)
     assert np.all(DISTANCES[robust.KL](probs, NOMINAL).sum(-1) <= RADIUS * (1 + 1e-12) + 1e-15)
     for b in np.flatnonzero(RADIUS):
-
-        def bound(log_price, b=b):  # sum_a min_p policy_a p . z_a + price KL(p, p0_a), less price radius
-            price = np.exp(log_price)
-            scaled = -policy[b][:, None] * VALUES[b] / price
-            return -price * (scipy.special.logsumexp(scaled, axis=-1, b=NOMINAL[b]).sum() + RADIUS[b])
-
-        assert value[b] == pytest.approx(largest(bound), abs=1e-8)
+        assert value[b] == pytest.approx(least_of_kl(NOMINAL[b], VALUES[b], RADIUS[b], policy[b]), abs=1e-8)
 
 
 def test_l2_has_no_duality_gap():
     value, policy, probs = exact(robust.L2(RADIUS, support="all"))
     check_for_nature(value, probs)
     check_policy(policy)
-    distance = DISTANCES[robust.L2](probs, NOMINAL)
-    assert np.all(distance.sum(-1) <= RADIUS + 1e-13)
+    assert np.all(DISTANCES[robust.L2](probs, NOMINAL).sum(-1) <= RADIUS + 1e-13)
     for b in np.flatnonzero(RADIUS):
-        unused = (policy[b] == 0) | (distance[b] == 0)
-        direction = np.where(unused, 0, 1 / np.where(unused, 1, distance[b]))[:, None] * (NOMINAL[b] - probs[b])
+        least = least_of_l2(NOMINAL[b], VALUES[b], RADIUS[b], policy[b], probs[b])
+        assert value[b] == pytest.approx(least, abs=1e-8)
 
-        def bound(log_price, b=b, direction=direction):
-            # for |g| <= price and nu + g <= policy z: policy z . p >= nu + g . p >= nu + g . p0 - price |p - p0|
-            price = np.exp(log_price)
-            g = price * direction
-            nu = (policy[b][:, None] * VALUES[b] - g).min(-1)
-            return nu.sum() + (g * NOMINAL[b]).sum() - price * RADIUS[b]
 
-        lowest = (policy[b] * VALUES[b].min(-1)).sum()  # the bound at the price 0
-        assert value[b] == pytest.approx(max(largest(bound), lowest), abs=1e-8)
+def transport(nominal, values, radius, policy):
+    """`program` for a Wasserstein ball: how much of the mass of each state goes where."""
+    size = A * N * N
+    mass = np.hstack([np.kron(np.eye(A * N), np.ones(N)), np.zeros((A * N, 1))])
+    rows, bound, cost = [np.append(np.tile(METRIC.ravel(), A), 0)], [radius], np.zeros(size + 1)
+    arrivals = np.repeat(values[:, None, :], N, axis=1)
+    if policy is None:
+        rows += list(np.hstack([scipy.linalg.block_diag(*arrivals.reshape(A, 1, -1)), -np.ones((A, 1))]))
+        bound += [0] * A
+        cost[-1] = 1
+    else:
+        cost[:-1] = (policy[:, None, None] * arrivals).ravel()
+    limits = [(0, None if q > 0 else 0) for q in np.repeat(nominal[:, None, :], N, axis=1).ravel()] + [(None, None)]
+    found = scipy.optimize.linprog(cost, np.array(rows), bound, mass, nominal.ravel(), bounds=limits)
+    assert found.success
+    return found.fun
+
+
+def test_transport_is_its_linear_program():
+    value, policy, probs = exact(robust.Wasserstein(RADIUS, METRIC))
+    check_for_nature(value, probs)
+    check_policy(policy)
+    for b in range(B):
+        problem = NOMINAL[b], VALUES[b], RADIUS[b]
+        assert value[b] == pytest.approx(transport(*problem, None), abs=1e-10)
+        assert value[b] == pytest.approx(transport(*problem, policy[b]), abs=1e-10)
+
+
+# ------------------------------------------------------------------------------------------ a given policy
+
+
+def check_answer(value, probs, tolerance=1e-12):
+    """`probs` are laws with which the policy has the value."""
+    assert probs.min() >= 0
+    np.testing.assert_allclose(probs.sum(-1), 1, atol=1e-13)
+    np.testing.assert_allclose((POLICY[..., None] * probs * VALUES).sum((-2, -1)), value, atol=tolerance)
+
+
+@pytest.mark.parametrize("support", ["nominal", pytest.param("all", marks=pytest.mark.slow)])
+@pytest.mark.parametrize("cls", [robust.L1, robust.LInf])
+def test_the_worst_for_a_policy_is_its_linear_program(cls, support):
+    value, policy, probs = exact(cls(RADIUS, support=support), policy=POLICY)
+    check_answer(value, probs)
+    assert np.array_equal(policy, POLICY)
+    assert np.all(DISTANCES[cls](probs, NOMINAL).sum(-1) <= RADIUS + 1e-13)
+    for b in range(B):
+        problem = (1 if cls is robust.L1 else 2, NOMINAL[b], VALUES[b], RADIUS[b], support)
+        assert value[b] == pytest.approx(program(*problem, POLICY[b]), abs=1e-10)
+
+
+def test_the_worst_for_a_policy_over_kl():
+    value, _, probs = exact(robust.KL(RADIUS), policy=POLICY)
+    check_answer(value, probs)
+    assert np.all(DISTANCES[robust.KL](probs, NOMINAL).sum(-1) <= RADIUS * (1 + 1e-12) + 1e-15)
+    for b in np.flatnonzero(RADIUS):
+        assert value[b] == pytest.approx(least_of_kl(NOMINAL[b], VALUES[b], RADIUS[b], POLICY[b]), abs=1e-8)
+
+
+def test_the_worst_transport_for_a_policy():
+    value, _, probs = exact(robust.Wasserstein(RADIUS, METRIC), policy=POLICY)
+    check_answer(value, probs)
+    for b in range(B):
+        assert value[b] == pytest.approx(transport(NOMINAL[b], VALUES[b], RADIUS[b], POLICY[b]), abs=1e-10)
+
+
+@pytest.mark.parametrize(
+    "cls", [robust.L2, *(pytest.param(c, marks=pytest.mark.slow) for c in (robust.ChiSquare, robust.Burg))]
+)
+def test_no_division_of_the_budget_is_worse_for_a_policy(cls):
+    """Over a grid of divisions among three actions, refined around the best of them."""
+    value, _, probs = exact(cls(RADIUS), policy=POLICY)
+    check_answer(value, probs)
+    shares, step = np.full((B, A), 1 / 3), 1.0
+    moves = np.stack(np.meshgrid(*[np.linspace(-1, 1, 5)] * A), axis=-1).reshape(-1, A)
+    for _ in range(12):
+        tried = np.maximum(shares[:, None] + step * moves, 0)
+        tried = (tried + 1e-300) / (tried + 1e-300).sum(-1, keepdims=True)
+        worst = alone(cls(tried * RADIUS[:, None, None]), NOMINAL[:, None], VALUES[:, None])[0]
+        worth = (POLICY[:, None] * worst).sum(-1)
+        shares, step = tried[np.arange(B), worth.argmin(-1)], step / 2
+        assert np.all(worth.min(-1) >= value - 1e-12)
+    np.testing.assert_allclose(worth.min(-1), value, atol=1e-5)
+
+
+@pytest.mark.parametrize("order", [1, 2, math.inf])
+def test_signed_measures_regularise_a_given_policy(order):
+    value, _, probs = exact(robust.SignedLp(RADIUS, order, support="all"), policy=POLICY)
+    q, k = (NOMINAL * VALUES).sum(-1), kappa(VALUES, order)
+    dual = {1: math.inf, 2: 2, math.inf: 1}[order]
+    expected = (POLICY * q).sum(-1) - RADIUS * np.linalg.norm(POLICY * k, ord=dual, axis=-1)
+    assert np.all(np.abs(expected - value) <= 1e-12 * (1 + RADIUS))
+    attained = (POLICY[..., None] * probs * VALUES).sum((-2, -1))
+    assert np.all(np.abs(attained - value) <= 1e-12 * (1 + RADIUS))
+
+
+def test_a_helpful_nature_helps_a_policy_most():
+    value, _, probs = exact(robust.L1(RADIUS, optimistic=True), policy=POLICY)
+    check_answer(value, probs)
+    for b in range(B):
+        worth = -program(1, NOMINAL[b], -VALUES[b], RADIUS[b], "nominal", POLICY[b])
+        assert value[b] == pytest.approx(worth, abs=1e-10)
 
 
 # --------------------------------------------------------------------------------------- signed measures
@@ -295,7 +412,28 @@ def test_slopes_are_finite_at_the_borders():
         assert np.all(slopes[0] <= 0)
 
 
+def test_slopes_for_a_policy_are_finite_differences():
+    rng = np.random.default_rng(2)
+    b = np.array([0, 4, 8, 10])  # generic
+    at = RADIUS[b], VALUES[b], POLICY[b]
+    moves = rng.normal(size=4), rng.normal(size=(4, A, N)), np.tile([0.2, -0.1, -0.1], (4, 1))
+
+    @jax.jit
+    def worth(radius, values, policy):
+        return worst_case_state(SRectangular(robust.KL(radius)), NOMINAL[b], values, policy)[0].sum()
+
+    with jax.enable_x64(True):
+        slopes = jax.grad(worth, (0, 1, 2))(*map(jnp.asarray, at))
+        for i, move in enumerate(moves):
+            up, down = (worth(*(x + h * move if j == i else x for j, x in enumerate(at))) for h in (1e-5, -1e-5))
+            assert (slopes[i] * move).sum() == pytest.approx(float(up - down) / 2e-5, rel=1e-6)
+
+
 def test_errors():
+    with pytest.raises(ValueError, match=r"policy has shape \(2,\), expected \[\.\.\., A\] = \(16, 3\)"):
+        worst_case_state(SRectangular(robust.L1(0.1)), NOMINAL, VALUES, np.ones(2) / 2)
+    with pytest.raises(ValueError, match=r"policy\[axis 0: 0\] sums to 3"):
+        worst_case_state(SRectangular(robust.L1(0.1)), NOMINAL, VALUES, np.ones((B, A)))
     with pytest.raises(ValueError, match=r"SRectangular.set must be a set with a radius"):
         SRectangular(robust.Nominal())
     with pytest.raises(ValueError, match=r"expected an SRectangular"):

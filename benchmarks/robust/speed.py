@@ -1,7 +1,8 @@
 """Time of the robust solvers beside scalar code: `python benchmarks/robust/speed.py` writes speed.json.
 
 Garnet models (S states, 10 actions, S / 10 successors, the reward that of the transition), discount 0.95, float64,
-until the residual is 1e-6. `--only one|batch|large` runs a part. Needs numba, which jaxrl does not.
+until the residual is 1e-6. `--only one|shared|batch|large` runs a part, `--sets KL` its rows of one set. Needs numba,
+which jaxrl does not. XLA_FLAGS=--xla_force_host_platform_device_count=2 lets `batch` use two cores.
 """
 
 import argparse
@@ -62,7 +63,7 @@ def arrays(model):
     return tuple(np.asarray(x) for x in (model.successors, model.probabilities, model.reward))
 
 
-def one():
+def one(chosen):
     """Single models; the floor is a pass over the probabilities and the values of their successors."""
     rows = []
     for states in (100, 1000):
@@ -70,6 +71,8 @@ def one():
         value = jnp.ones(states)
         floor = clock(lambda model=model, value=value: jax.jit(mdp.action_values)(model, value))[0]
         for name, (set, kind, setting) in sets(model).items():
+            if chosen not in (None, name):
+                continue
             theirs, (values, _, sweeps, rejections) = clock(
                 lambda kind=kind, setting=setting, model=model: compiled.solve(
                     kind, setting, *arrays(model), DISCOUNT, RESIDUAL
@@ -85,11 +88,9 @@ def one():
                 ("dense", "policy_iteration"),
             ):
                 given = model if form == "sparse" else mdp.dense(model)
-                chosen = set if form == "sparse" else sets(given)[name][0]
+                ball = set if form == "sparse" else sets(given)[name][0]
                 ours, found = clock(
-                    lambda given=given, chosen=chosen, method=method: solve(
-                        given, chosen, method=method, tolerance=TOLERANCE
-                    )
+                    lambda given=given, ball=ball, method=method: solve(given, ball, method=method, tolerance=TOLERANCE)
                 )
                 assert found.converged and np.abs(found.value - values).max() <= 2 * TOLERANCE
                 counts = {"sweeps": int(found.iterations) + 1, "rejections": int(found.rejections)}
@@ -100,7 +101,32 @@ def one():
     return rows
 
 
-def batch():
+def shared(chosen):
+    """Single models where the actions of a state share a budget."""
+    rows = []
+    for states in (100, 1000):
+        model = garnet(states, 10, states // 10)
+        for name, ball in (("L1", robust.L1(0.3)), ("KL", robust.KL(0.1))):
+            if chosen not in (None, name) or (states, name) == (1000, "KL"):
+                continue
+            set = robust.SRectangular(ball)
+            ours, found = clock(lambda model=model, set=set: solve(model, set, tolerance=TOLERANCE))
+            assert found.converged
+            rows.append({"solver": "jaxrl sparse auto", "states": states, "set": name} | ours)
+            rows[-1] |= {"sweeps": int(found.iterations) + 1, "rejections": int(found.rejections)}
+            rows[-1]["random_states"] = int(np.sum(np.max(found.policy, axis=1) < 0.999))
+            print(rows[-1], flush=True)
+    return rows
+
+
+def on_all_devices(function):
+    """A function of stacked models, with a share of them for each device."""
+    mesh = jax.make_mesh((jax.device_count(),), ("lane",), axis_types=(jax.sharding.AxisType.Auto,))
+    lanes = jax.sharding.PartitionSpec("lane")
+    return jax.jit(jax.shard_map(function, mesh=mesh, in_specs=lanes, out_specs=lanes, check_vma=False))
+
+
+def batch(chosen):
     """Models of 100 states, solved together."""
     rows = []
     models = mdp.stack([garnet(100, 10, 10, seed) for seed in range(256)])
@@ -108,11 +134,14 @@ def batch():
         ("L1", robust.L1, compiled.L1, 0.3),
         ("KL", robust.KL, compiled.KL, 0.1),
     ):
+        if chosen not in (None, name):
+            continue
 
         def one(model, make=make, setting=setting):
             return solve(model, make(setting), tolerance=TOLERANCE).value
 
         many, each = jax.jit(jax.vmap(one)), jax.jit(lambda models, one=one: jax.lax.map(one, models))
+        spread = on_all_devices(lambda models, one=one: jax.lax.map(one, models))
         for size in (1, 4, 16, 64, 256):
             part = jax.tree.map(lambda leaf, size=size: leaf[:size], models)
             ours, values = clock(lambda part=part, many=many: many(part))
@@ -123,7 +152,12 @@ def batch():
                 )
             )
             assert max(np.abs(values - others).max(), np.abs(again - others).max()) <= 2 * TOLERANCE
-            for solver, times in (("jaxrl vmap", ours), ("jaxrl lax.map", in_turn), ("numba, all cores", theirs)):
+            timed = [("jaxrl vmap", ours), ("jaxrl lax.map", in_turn), ("numba, all cores", theirs)]
+            if jax.device_count() > 1 and size % jax.device_count() == 0:
+                placed = jax.block_until_ready(spread(part))
+                assert np.abs(placed - others).max() <= 2 * TOLERANCE
+                timed.append(("jaxrl lax.map, all devices", clock(lambda part=part, spread=spread: spread(part))[0]))
+            for solver, times in timed:
                 rows.append({"solver": solver, "set": name, "batch": size} | times)
                 rows[-1]["solves_per_cpu_second"] = size / times["cpu_seconds"]
                 rows[-1]["solves_per_wall_second"] = size / times["wall_seconds"]
@@ -131,7 +165,7 @@ def batch():
     return rows
 
 
-def large():
+def large(chosen):
     """One large sparse model, and the memory that it takes: run alone, in a process of its own."""
     model = garnet(100_000, 5, 20)
     before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
@@ -163,14 +197,19 @@ def large():
 
 if __name__ == "__main__":
     parser = argparse.ArgumentParser()
-    parser.add_argument("--only", choices=("one", "batch", "large"))
-    only = parser.parse_args().only
+    parser.add_argument("--only", choices=("one", "shared", "batch", "large"))
+    parser.add_argument("--sets")
+    chosen = parser.parse_args()
     path = Path(__file__).with_name("speed.json")
     results = json.loads(path.read_text()) if path.exists() else {}
-    for part in (large, one, batch):  # the large one first, while the memory is its own
-        if only in (None, part.__name__):
+    for part in (large, one, shared, batch):  # the large one first, while the memory is its own
+        if chosen.only in (None, part.__name__):
+            others = [row for row in results.get(part.__name__, []) if chosen.sets not in (None, row["set"])]
             with jax.enable_x64(True):
-                results[part.__name__] = part()
+                new = part(chosen.sets)
+            for row in new:
+                row["load"] = round(os.getloadavg()[0], 1)
+            results[part.__name__] = others + new
             results["machine"] = {
                 "cores": os.cpu_count(),
                 "processor": platform.processor() or platform.machine(),

@@ -26,11 +26,11 @@ def check(model: Model, undiscounted: bool = False) -> None:
     if any(isinstance(leaf, jax.core.Tracer) for leaf in jax.tree.leaves(model)):
         return
     if isinstance(model, MDP):
-        _check_laws("transition", model.transition, ("state", "action", "successor"))
+        check_laws("transition", model.transition, ("state", "action", "successor"))
     else:
-        _check_laws("probabilities", model.probabilities, ("state", "action", "slot"))
+        check_laws("probabilities", model.probabilities, ("state", "action", "slot"))
         _check_successors(model)
-    _check_laws("initial", model.initial, ("state",))
+    check_laws("initial", model.initial, ("state",))
     reward, discount = np.asarray(model.reward), float(model.discount)
     if not np.all(np.isfinite(reward)):
         where = tuple(np.argwhere(~np.isfinite(reward))[0])
@@ -63,7 +63,27 @@ def check_policy(model: Model, policy: jax.Array) -> None:
             f"jax.nn.one_hot(actions, {expected[1]}) makes one of actions"
         )
     if not isinstance(policy, jax.core.Tracer):
-        _check_laws("policy", policy, ("state", "action"))
+        check_laws("policy", policy, ("state", "action"))
+
+
+def check_laws(name: str, laws: jax.Array, axes: tuple[str, ...]) -> None:
+    """Raises ValueError unless each row (last axis) of `laws` is finite, not negative and sums to one."""
+    probs = np.asarray(laws)
+    precision = jnp.finfo(probs.dtype).eps if jnp.issubdtype(probs.dtype, jnp.floating) else 0
+    tolerance = max(100 * float(precision), 1e-8)
+    totals = probs.sum(-1, dtype=np.float64)
+    if np.min(probs) >= 0 and np.all(np.abs(totals - 1) <= tolerance):
+        return
+    wrong = ~(np.isfinite(probs) & (probs >= 0))
+    if np.any(wrong):
+        where = tuple(np.argwhere(wrong)[0])
+        raise ValueError(f"{name}[{_place(axes, where)}] is {probs[where]}, expected a probability")
+    where = tuple(np.argwhere(np.abs(totals - 1) > tolerance)[0])
+    place = f"[{_place(axes[:-1], where)}]" if where else ""
+    raise ValueError(
+        f"{name}{place} sums to {totals[where]:.9g}, expected 1 up to {tolerance:.1e}; "
+        f"divide each row by its sum if the difference is rounding"
+    )
 
 
 def _check_shapes(model: Model) -> None:
@@ -86,26 +106,6 @@ def _check_shapes(model: Model) -> None:
             raise ValueError(
                 f"{leaf} has shape {got}, expected {' or '.join(map(str, expected))} since {name} has shape {shape}"
             )
-
-
-def _check_laws(name: str, laws: jax.Array, axes: tuple[str, ...]) -> None:
-    """Raises ValueError unless each row (last axis) of `laws` is finite, not negative and sums to one."""
-    probs = np.asarray(laws)
-    precision = jnp.finfo(probs.dtype).eps if jnp.issubdtype(probs.dtype, jnp.floating) else 0
-    tolerance = max(100 * float(precision), 1e-8)
-    totals = probs.sum(-1, dtype=np.float64)
-    if np.min(probs) >= 0 and np.all(np.abs(totals - 1) <= tolerance):
-        return
-    wrong = ~(np.isfinite(probs) & (probs >= 0))
-    if np.any(wrong):
-        where = tuple(np.argwhere(wrong)[0])
-        raise ValueError(f"{name}[{_place(axes, where)}] is {probs[where]}, expected a probability")
-    where = tuple(np.argwhere(np.abs(totals - 1) > tolerance)[0])
-    place = f"[{_place(axes[:-1], where)}]" if where else ""
-    raise ValueError(
-        f"{name}{place} sums to {totals[where]:.9g}, expected 1 up to {tolerance:.1e}; "
-        f"divide each row by its sum if the difference is rounding"
-    )
 
 
 def _check_successors(model: SparseMDP) -> None:

@@ -14,7 +14,8 @@ from jaxrl.mdp import Model
 from jaxrl.mdp.checks import check
 from jaxrl.mdp.solution import floats
 from jaxrl.robust.certificate import rounding, scale
-from jaxrl.robust.operator import backup, in_blocks, rows, worst_laws
+from jaxrl.robust.iteration import Chain, chain_of, matrix, mix
+from jaxrl.robust.operator import backup, ball, in_blocks, play, rows
 from jaxrl.robust.scenarios import by_row
 from jaxrl.robust.sets import SignedLp
 from jaxrl.types import check_positive
@@ -28,12 +29,17 @@ class Average:
 
     With h the bias and w = T h, the worst average reward of `policy`, and the best one there is, lie in
     [min(w - h), max(w - h)] from each state; `gain` is the middle, and `error_bound` half of the width, and rounding.
+
+    `gain` is differentiable, once, in the leaves of the model and the settings of the set; the other fields are
+    constants. With m the stationary law of the chain of the policy and the worst laws, its slope is that of m . (T h)
+    at a fixed h, as m P = m. Where two policies or laws are equally good, that is one of the subgradients; where the
+    chain has more than one recurrent class, there is none, and it is NaN or means nothing.
     """
 
     gain: jax.Array  # [], reward per step
     bias: jax.Array  # [S], what it is worth to start in a state rather than in state 0
     q: jax.Array  # [S, A], T of the bias, less the gain
-    policy: jax.Array  # [S, A], a best action has all probability
+    policy: jax.Array  # [S, A], a best action has all probability, unless the actions share a budget
     worst_transition: jax.Array  # [S, A, N], the law that nature picks, in the layout of the model's kernel
     error_bound: jax.Array  # [], of the gain
     iterations: jax.Array  # [], integer, sweeps
@@ -53,9 +59,11 @@ def average(model: Model, set: Any, *, tolerance: ArrayLike | None = None, max_i
     `max_iterations`, with bounds that hold all the same.
 
     - `model`: dense or sparse; its discount has no effect.
-    - `set`: as for `solve`; or `Scenarios`.
+    - `set`: as for `solve`, but `SignedLp`, whose measures are no laws.
     - `tolerance`: `[]`, in units of the reward, for the error bound of the gain. None is 1e-6, or what is attainable.
     - `max_iterations`: sweeps.
+
+    The derivative of the gain takes the solution of S linear equations, in S^3 operations, also for a sparse model.
 
     Raises ValueError if the model or the set is none, or if the two don't fit.
 
@@ -72,7 +80,7 @@ def average(model: Model, set: Any, *, tolerance: ArrayLike | None = None, max_i
     check_positive("average", max_iterations=max_iterations)
     check(model)
     set = by_row(set, model)
-    if isinstance(set, SignedLp):
+    if isinstance(ball(set), SignedLp):
         raise ValueError("SignedLp has measures that are no laws, expected a set of laws, such as L2")
     model = floats(model)
     set = jax.tree.map(lambda leaf: jnp.asarray(leaf, model.reward.dtype), set)
@@ -82,12 +90,13 @@ def average(model: Model, set: Any, *, tolerance: ArrayLike | None = None, max_i
 
 @jax.jit
 def _average(model: Model, set: Any, tolerance: jax.Array | None, max_iterations: jax.Array) -> Average:
-    known = scale(model, set)
+    known = scale(*jax.lax.stop_gradient((model, set)))
     known = known._replace(modulus=jnp.where(jnp.isnan(known.modulus), jnp.nan, 1))
     model = dataclasses.replace(model, discount=jnp.ones_like(model.discount))
+    fixed = jax.lax.stop_gradient((model, set))
 
     def operator(h: jax.Array) -> jax.Array:
-        return jnp.max(backup(model, set, h), axis=1)
+        return backup(*fixed, h)[0]
 
     def bound(h: jax.Array, w: jax.Array) -> tuple[jax.Array, jax.Array, jax.Array]:
         """The error of the gain, the one to reach, and its rounding."""
@@ -107,17 +116,33 @@ def _average(model: Model, set: Any, tolerance: jax.Array | None, max_iterations
 
     start = jnp.zeros(model.num_states, model.reward.dtype)
     count, h, _ = jax.lax.while_loop(going, sweep, (jnp.ones((), jnp.int32), start, operator(start)))
-    q, laws = in_blocks(lambda part: worst_laws(model, set, h, part), rows(model, set))
-    w = jnp.max(q, axis=1)
+    every = rows(model, set)
+    best = in_blocks(lambda part: play(model, set, h, part), every)
+    w, q, policy, laws = jax.lax.stop_gradient(best)
+    chain = chain_of(mix(policy, laws, every.successors), every.successors)
     error, goal, _ = bound(h, w)
     gain = jnp.where(jnp.isnan(error), jnp.nan, (jnp.max(w - h) + jnp.min(w - h)) / 2)
     return Average(
-        gain=gain,
+        gain=_of_stationary(gain, best.value, chain),
         bias=h,
         q=q - gain,
-        policy=jax.nn.one_hot(jnp.argmax(q, axis=1), model.num_actions, dtype=q.dtype),
+        policy=policy,
         worst_transition=laws,
         error_bound=error,
         iterations=count,
         converged=error <= goal,
     )
+
+
+@jax.custom_jvp
+def _of_stationary(gain: jax.Array, w: jax.Array, chain: Chain) -> jax.Array:
+    """The gain, whose slope is that of the mean of w under the stationary law of the chain."""
+    return gain
+
+
+@_of_stationary.defjvp
+def _slope(primals: tuple, tangents: tuple) -> tuple[jax.Array, jax.Array]:
+    gain, w, chain = primals
+    system = jnp.eye(len(w), dtype=w.dtype) - matrix(chain) + 1  # m (I - P + 1 1^T) = 1^T
+    stationary = jnp.linalg.solve(system.T, jnp.ones_like(w))
+    return gain, jnp.sum(stationary * tangents[1])

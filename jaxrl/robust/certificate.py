@@ -11,7 +11,7 @@ from jaxrl.mdp import Model
 from jaxrl.mdp.solution import Scale, attainable
 from jaxrl.mdp.solution import scale as nominal_scale
 from jaxrl.risk import Entropic, EVaR
-from jaxrl.robust.operator import Rows, in_blocks, rows
+from jaxrl.robust.operator import Rows, ball, in_blocks, rows
 from jaxrl.robust.sets import KL, Burg, SignedLp
 
 __all__ = ["attainable", "error_bound", "rounding", "scale"]
@@ -25,16 +25,17 @@ def scale(model: Model, set: Any) -> Scale:
     of |u|_1; then the operator is Lipschitz with 1 and twice that mass, times the discount.
     """
     known = nominal_scale(model)
-    if getattr(set, "support", "nominal") == "all":
+    around = ball(set)
+    if getattr(around, "support", "nominal") == "all":
         known = known._replace(terms=jnp.asarray(model.num_states, known.reward.dtype))
-    if not isinstance(set, SignedLp):
+    if not isinstance(around, SignedLp):
         return known
 
     def negative(part: Rows) -> jax.Array:
-        radius, p0 = part.settings[0] if part.settings[0] is not None else jnp.asarray(set.radius), part.nominal
-        allowed = (p0 > 0) | (set.support == "all")
+        radius, p0 = part.settings[0] if part.settings[0] is not None else jnp.asarray(around.radius), part.nominal
+        allowed = (p0 > 0) | (around.support == "all")
         short = jnp.sum(jnp.where(allowed, jnp.maximum(radius[..., None] - p0, 0), 0), axis=-1)
-        return jnp.minimum(short, radius * jnp.sum(allowed, axis=-1) ** (1 - 1 / set.order) / 2)
+        return jnp.minimum(short, radius * jnp.sum(allowed, axis=-1) ** (1 - 1 / around.order) / 2)
 
     mass = jnp.max(in_blocks(negative, rows(model, set)))
     return known._replace(modulus=known.modulus * (1 + 2 * mass))
@@ -49,7 +50,7 @@ def rounding(set: Any, known: Scale, value: jax.Array) -> jax.Array:
     size = known.reward + known.modulus * jnp.max(jnp.abs(value))
     precision = jnp.finfo(value.dtype).eps
     units = (known.terms + 16) * precision
-    return (units + precision**0.75 / 2 if isinstance(set, SERIES) else units) * size
+    return (units + precision**0.75 / 2 if isinstance(ball(set), SERIES) else units) * size
 
 
 def error_bound(known: Scale, residual: jax.Array, rho: jax.Array) -> jax.Array:

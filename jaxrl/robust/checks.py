@@ -10,7 +10,8 @@ import numpy as np
 
 from jaxrl.mdp import Model, SparseMDP, probabilities
 from jaxrl.risk import CPW, CVaR, Entropic, EVaR, Expectile, Mean, MeanCVaR, Pow, Wang
-from jaxrl.robust.sets import Interval, Wasserstein
+from jaxrl.robust.sets import Interval
+from jaxrl.robust.state import SRectangular
 
 MEASURES = (Mean, CVaR, Entropic, EVaR, Expectile, MeanCVaR, Wang, Pow, CPW)  # monotone: more is worth more
 
@@ -19,7 +20,7 @@ def check_set(set: Any, model: Model) -> None:
     """Raises ValueError unless `set` is one that fits the model."""
     if isinstance(set, type):
         raise ValueError(f"set is the class {set.__name__}, expected an instance, such as {set.__name__}(...)")
-    if not isinstance(set, MEASURES) and not hasattr(set, "worst"):
+    if not isinstance(set, (*MEASURES, SRectangular)) and not hasattr(set, "worst"):
         raise ValueError(
             f"set is of type {type(set).__name__}, expected a set of jaxrl.robust, such as L1(0.1), or a monotone "
             f"measure of jaxrl.risk, such as CVaR(0.1)"
@@ -40,9 +41,11 @@ def _check_shapes(set: Any, model: Model) -> None:
     axes = "[S, A, S]" if len(shape) == 3 and shape[0] == shape[2] else "[S, A, K]"
     for path, leaf in jax.tree_util.tree_leaves_with_path(set):
         name = f"{type(set).__name__}{jax.tree_util.keystr(path)}"
-        if isinstance(set, Wasserstein) and name.endswith("metric"):
-            allowed: list[tuple[int, ...]] = [(shape[0], shape[0])]
-            meaning = f"[S, S] = {(shape[0],) * 2}"
+        allowed: list[tuple[int, ...]]
+        if name.endswith(".metric"):
+            allowed, meaning = [(shape[0], shape[0])], f"[S, S] = {(shape[0],) * 2}"
+        elif isinstance(set, SRectangular):
+            allowed, meaning = [(), shape[:1]], f"a number or [S] = {shape[:1]}, a budget of all actions,"
         else:
             allowed = [(), shape[:1], shape[:2]] + ([shape] if isinstance(set, Interval) else [])
             meaning = f"a number, [S] = {shape[:1]}, [S, A] = {shape[:2]}"

@@ -26,9 +26,10 @@ import jax
 import jax.numpy as jnp
 from flax import struct
 
-from jaxrl.mdp import MDP, Model, linear
+from jaxrl.mdp import Model, linear
 from jaxrl.mdp.solution import Scale
-from jaxrl.robust.operator import Rows, backup, in_blocks, rows, taken, worst_laws
+from jaxrl.robust.operator import Rows, backup, in_blocks, play, rows, taken, worst_laws
+from jaxrl.robust.state import SRectangular
 
 DIRECT = 256  # states, up to which the equations of a chain are factorised
 SHARE = 0.01  # of the residual, which modified policy iteration leaves of the equations of a chain
@@ -74,8 +75,10 @@ def sweep(
     - `policy`: `[S, A]`, to evaluate; None for the best.
     """
     v = state.proposal
-    q = backup(model, set, v)
-    w = jnp.max(q, axis=1) if policy is None else jnp.sum(policy * q, axis=1)
+    if method == "value_iteration":
+        w, q = backup(model, set, v, policy)
+    else:
+        w, q, chain = follow(model, set, v, policy)
     low, high = jnp.min(w - v), jnp.max(w - v)
     shift = model.discount * (low + high) / 2 / (1 - model.discount)
     residual = (high - low) / 2
@@ -83,7 +86,6 @@ def sweep(
     if method == "value_iteration":
         proposal = w + shift
     else:
-        chain = worst_chain(model, set, v, q, policy)
         proposal = v + (newton if method == "policy_iteration" else partial)(model, chain, w - v, known)
     following = State(
         value=w + shift,
@@ -101,19 +103,41 @@ def sweep(
     return dataclasses.replace(following, iterations=state.iterations + 1), residual
 
 
-def worst_chain(model: Model, set: Any, value: jax.Array, q: jax.Array, policy: jax.Array | None) -> Chain:
-    """The chain of the best actions, or of a policy, and of the worst laws for a value."""
+def follow(model: Model, set: Any, value: jax.Array, policy: jax.Array | None) -> tuple[jax.Array, jax.Array, Chain]:
+    """T value `[S]`, q `[S, A]`, and the chain of the best actions, or of a policy, and of the worst laws."""
     every = rows(model, set)
-    if policy is None:
+    if policy is None and not isinstance(set, SRectangular):
+        worth, q = backup(model, set, value)
         chosen = taken(every, jnp.argmax(q, axis=1))
-        return Chain(in_blocks(lambda part: worst_laws(model, set, value, part)[1], chosen), chosen.successors)
+        laws = in_blocks(lambda part: worst_laws(model, set, value, part)[1], chosen)
+        return worth, q, Chain(laws, chosen.successors)
 
-    def mixed(part: tuple[Rows, jax.Array]) -> jax.Array:
-        laws = part[1][..., None] * worst_laws(model, set, value, part[0])[1]
-        return jnp.sum(laws, axis=1) if isinstance(model, MDP) else laws.reshape(len(laws), -1)
+    def mixed(part: tuple[Rows, jax.Array | None]) -> tuple[jax.Array, jax.Array, jax.Array]:
+        found = play(model, set, value, *part)
+        return found.value, found.q, mix(found.policy, found.laws, part[0].successors)
 
-    laws = in_blocks(mixed, (every, policy))
-    return Chain(laws, None if every.successors is None else every.successors.reshape(laws.shape))
+    worth, q, laws = in_blocks(mixed, (every, policy))
+    return worth, q, chain_of(laws, every.successors)
+
+
+def mix(policy: jax.Array, laws: jax.Array, successors: jax.Array | None) -> jax.Array:
+    """The law of the next state under a policy, `[b, M]`, of the laws of the actions, `[b, A, N]`."""
+    laws = policy[..., None] * laws
+    return jnp.sum(laws, axis=1) if successors is None else laws.reshape(len(laws), -1)
+
+
+def chain_of(laws: jax.Array, successors: jax.Array | None) -> Chain:
+    """The chain with laws `[S, M]`, on the successors `[S, A, N]` of all actions."""
+    return Chain(laws, None if successors is None else successors.reshape(laws.shape))
+
+
+def matrix(chain: Chain) -> jax.Array:
+    """The chain as a matrix, `[S, S]`."""
+    if chain.successors is None:
+        return chain.laws
+    states = len(chain.laws)
+    empty = jnp.zeros((states, states), chain.laws.dtype)
+    return empty.at[jnp.arange(states)[:, None], chain.successors].add(chain.laws)
 
 
 def expect(chain: Chain, values: jax.Array) -> jax.Array:
@@ -128,10 +152,7 @@ def newton(model: Model, chain: Chain, b: jax.Array, known: Scale) -> jax.Array:
     states = len(b)
     if states > DIRECT:
         return linear.solve(lambda x: model.discount * expect(chain, x), b, known.modulus)
-    matrix = chain.laws
-    if chain.successors is not None:
-        matrix = jnp.zeros((states, states), b.dtype).at[jnp.arange(states)[:, None], chain.successors].add(matrix)
-    return jnp.linalg.solve(jnp.eye(states, dtype=b.dtype) - model.discount * matrix, b)
+    return jnp.linalg.solve(jnp.eye(states, dtype=b.dtype) - model.discount * matrix(chain), b)
 
 
 def partial(model: Model, chain: Chain, b: jax.Array, known: Scale) -> jax.Array:

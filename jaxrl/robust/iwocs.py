@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from typing import NamedTuple
 
 import jax
@@ -17,6 +18,10 @@ class Incremental:
     """What the search found, and what that proves. Values are means over the first state.
 
     Fields `[K]` are in the order of the iterations; -1 and NaN where none was needed.
+
+    `lower` and `upper` are differentiable, once, in the leaves of the models but the successors: at the policy and the
+    model that attain them, by the implicit function theorem. Where two do, that is one of the subgradients. The other
+    fields are constants.
     """
 
     policy: jax.Array  # [S, A], the best of the policies, by what it attains
@@ -34,6 +39,7 @@ class Incremental:
 class _State(NamedTuple):
     model: jax.Array  # [], integer, the one to solve
     found: Incremental
+    hardest: jax.Array  # [], integer, of the models that were solved the one with the least optimal value
     going: jax.Array  # [] bool
 
 
@@ -74,26 +80,33 @@ def iwocs(models: Model, *, first: ArrayLike = 0, tolerance: ArrayLike | None = 
 
 @jax.jit
 def _search(models: Model, first: jax.Array, tolerance: jax.Array) -> Incremental:
+    given, (models, tolerance) = models, jax.lax.stop_gradient((models, tolerance))
     count, states, actions = jnp.shape(models.reward)[:3]
     dtype = jnp.result_type(models.reward, float)
+
+    def pick(index: jax.Array, of: Model = models) -> Model:
+        return jax.tree.map(lambda leaf: leaf[index], of)
+
     infinite, none = jnp.asarray(jnp.inf, dtype), jnp.full(count, jnp.nan, dtype)
 
     def step(state: _State) -> _State:
-        index, found, _ = state
-        model = jax.tree.map(lambda leaf: leaf[index], models)
+        index, found, hardest, _ = state
+        model = pick(index)
         optimum = policy_iteration(model)
         q = jnp.minimum(found.q, optimum.q)
         policy = jax.nn.one_hot(jnp.argmax(q, axis=1), actions, dtype=dtype)
         values = jnp.sum(models.initial * jax.vmap(evaluate, (0, None))(models, policy), axis=1)
         worst = jnp.argmin(values).astype(jnp.int32)
         attained, promised = values[worst], jnp.sum(model.initial * jnp.max(q, axis=1))
+        optimal = jnp.sum(model.initial * optimum.value)
+        hardest = jnp.where(optimal < found.upper, index, hardest)
         better, i = attained > found.lower, found.iterations
         listed = found.models.at[i].set(index)
         kept = promised - attained <= tolerance
         following = Incremental(
             policy=jnp.where(better, policy, found.policy),
             lower=jnp.where(better, attained, found.lower),
-            upper=jnp.minimum(found.upper, jnp.sum(model.initial * optimum.value)),
+            upper=jnp.minimum(found.upper, optimal),
             worst=jnp.where(better, worst, found.worst),
             q=q,
             models=listed,
@@ -102,7 +115,7 @@ def _search(models: Model, first: jax.Array, tolerance: jax.Array) -> Incrementa
             iterations=i + 1,
             converged=kept,
         )
-        return _State(worst, following, ~kept & ~jnp.any(listed == worst))
+        return _State(worst, following, hardest, ~kept & ~jnp.any(listed == worst))
 
     zero = jnp.zeros((), jnp.int32)
     begin = Incremental(
@@ -117,5 +130,11 @@ def _search(models: Model, first: jax.Array, tolerance: jax.Array) -> Incrementa
         iterations=zero,
         converged=jnp.array(False),
     )
-    state = _State(first.astype(jnp.int32), begin, jnp.array(True))
-    return jax.lax.while_loop(lambda state: state.going, step, state).found
+    state = _State(first.astype(jnp.int32), begin, zero, jnp.array(True))
+    state = jax.lax.while_loop(lambda state: state.going, step, state)
+    worst, hardest = pick(state.found.worst, given), pick(state.hardest, given)
+    return dataclasses.replace(  # the same numbers again, with their slopes
+        state.found,
+        lower=jnp.sum(worst.initial * evaluate(worst, state.found.policy)),
+        upper=jnp.sum(hardest.initial * policy_iteration(hardest).value),
+    )

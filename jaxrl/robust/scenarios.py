@@ -11,7 +11,7 @@ from flax import struct
 from jax.typing import ArrayLike
 
 from jaxrl.mdp import MDP, Model
-from jaxrl.mdp.checks import _check_laws
+from jaxrl.mdp.checks import check_laws
 from jaxrl.risk import laws
 from jaxrl.robust.base import Support, known
 from jaxrl.robust.checks import check_set
@@ -72,7 +72,7 @@ class Scenarios:
             raise ValueError(f"Scenarios.transitions has shape {shape}, expected [K, S, A, S], a kernel for each model")
         if known(self.transitions) is not None:
             axes = ("scenario", "state", "action", "successor")
-            _check_laws("Scenarios.transitions", jnp.asarray(self.transitions), axes)
+            check_laws("Scenarios.transitions", jnp.asarray(self.transitions), axes)
 
     @property
     def support(self) -> Support:

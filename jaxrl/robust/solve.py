@@ -17,8 +17,9 @@ from jaxrl.mdp.solution import Scale, floats
 from jaxrl.robust import iteration
 from jaxrl.robust.certificate import attainable, error_bound, rounding, scale
 from jaxrl.robust.iteration import State
-from jaxrl.robust.operator import Rows, in_blocks, rows, taken, worst_laws
+from jaxrl.robust.operator import Play, Rows, in_blocks, play, rows, taken, worst_laws
 from jaxrl.robust.scenarios import by_row
+from jaxrl.robust.state import SRectangular
 from jaxrl.types import check_positive
 
 Method = Literal["auto", "value_iteration", "modified_policy_iteration", "policy_iteration"]
@@ -37,17 +38,19 @@ class Solution:
 
         error_bound = (m max|w - v| + rho) / (1 - m).
 
-    It is infinite if T need not contract (`SignedLp` with a large radius). `converged` means `error_bound <=
-    tolerance`. What is no model, or leaves nature no law, gives NaN and `converged=False`, where it can't be refused.
+    For `solve` with an `SRectangular` set rho also counts the gap between what `policy` is sure to get in one sweep and
+    the best answer to the laws of nature. The bound is infinite if T need not contract (`SignedLp` with a large
+    radius). `converged` means `error_bound <= tolerance`. What is no model, or leaves nature no law, gives NaN and
+    `converged=False`, where it can't be refused.
 
     `value` and `q` are differentiable, once, in the leaves of the model and the settings of the set (and in `policy`),
-    by the implicit function theorem at the returned policy and laws; the other fields are constants. Where two are
-    equally good, that is one of the subgradients.
+    by the implicit function theorem at the returned policy and laws; the other fields are constants, and so is the `q`
+    of an `SRectangular` set. Where two are equally good, that is one of the subgradients.
     """
 
     value: jax.Array  # [S], sum_a policy q
     q: jax.Array  # [S, A], the worst-case value of a state and an action; with the penalty, for a measure of risk
-    policy: jax.Array  # [S, A], probabilities; for `solve`, a best action has them all
+    policy: jax.Array  # [S, A], probabilities; a best action has them all, unless the actions share a budget
     worst_transition: jax.Array  # [S, A, N], the law that nature picks, in the layout of the model's kernel
     residual: jax.Array  # [], max|w - v|
     error_bound: jax.Array  # []
@@ -77,9 +80,16 @@ def solve(
 
         value(s) = max_a min {p . z(s, a) : p in set(s, a)},    z(s, a, s') = r(s, a, s') + discount value(s')
 
+    or, if `set` is an `SRectangular`, whose radius nature divides among the actions of a state,
+
+        value(s) = max_policy min {sum_a policy_a p_a . z(s, a) : sum_a d(p_a, p0_a) <= radius(s)}
+
+    for which the best policy is a random one as a rule.
+
     - `model`: dense or sparse.
     - `set`: of `jaxrl.robust`; or a measure of risk (`CVaR`, `EVaR`, `Entropic`), applied at each step. Its settings
-      are numbers, `[S]` or `[S, A]`; those of `Interval` also `[S, A, N]`.
+      are numbers, `[S]` or `[S, A]`; those of `Interval` also `[S, A, N]`. The radius in an `SRectangular` is a number
+      or `[S]`.
     - `method`: "value_iteration"; "policy_iteration", which takes the fewest sweeps; "modified_policy_iteration", which
       solves no equations. "auto" is policy iteration up to 256 states, and the modified one beyond.
     - `tolerance`: `[]`, in units of the value, for the error bound of the result. None is 1e-6, or four times the
@@ -90,8 +100,9 @@ def solve(
 
     Raises ValueError if the model or the set is none, or if the two don't fit.
 
-    Source: Iyengar 2005, "Robust Dynamic Programming", Theorems 3.1 and 3.2; Ho, Petrik and Wiesemann 2021, "Partial
-    Policy Iteration for L1-Robust Markov Decision Processes".
+    Source: Iyengar 2005, "Robust Dynamic Programming", Theorems 3.1 and 3.2; Wiesemann, Kuhn and Rustem 2013, "Robust
+    Markov Decision Processes"; Ho, Petrik and Wiesemann 2021, "Partial Policy Iteration for L1-Robust Markov Decision
+    Processes".
 
     >>> from jaxrl import mdp, robust
     >>> model = mdp.machine_replacement()
@@ -111,6 +122,10 @@ def evaluate(
     """The value of a policy against a nature that picks the worst law for each state and action.
 
         value(s) = sum_a policy(s, a) min {p . z(s, a) : p in set(s, a)}
+
+    or, if `set` is an `SRectangular`,
+
+        value(s) = min {sum_a policy(s, a) p_a . z(s, a) : sum_a d(p_a, p0_a) <= radius(s)}
 
     by policy iteration of nature, for whom this is a decision problem of its own.
 
@@ -189,23 +204,19 @@ def _solve(
     known = scale(*fixed[:2])
     found = _loop(*fixed, known, tolerance, max_iterations, method)
     every = rows(model, set)
-    choice = jnp.argmax(found.q, axis=1) if policy is None else policy
+    alone = policy is None and not isinstance(set, SRectangular)  # one action is enough, and quicker
 
     def equation(value: jax.Array) -> jax.Array:
-        return _follow(model, set, value, every, choice) - value
+        if alone:
+            best = taken(every, jnp.argmax(found.q, axis=1))
+            return in_blocks(lambda part: worst_laws(model, set, value, part)[0], best) - value
+        return in_blocks(lambda part: play(model, set, value, *part).value, (every, policy)) - value
 
     def tangent_solve(tangent: Any, y: jax.Array) -> jax.Array:  # tangent(x) = discount P x - x
         return linear.solve(lambda x: x + tangent(x), -y, known.modulus)
 
     value = jax.lax.custom_root(equation, found.value, lambda _, guess: guess, tangent_solve)
     return _certify(model, set, policy, known, value, found, tolerance)
-
-
-def _follow(model: Model, set: Any, value: jax.Array, every: Rows, choice: jax.Array) -> jax.Array:
-    """The worst-case value of the actions of a choice, `[S]` integers, or of a policy `[S, A]`."""
-    if choice.ndim == 1:
-        return in_blocks(lambda part: worst_laws(model, set, value, part)[0], taken(every, choice))
-    return jnp.sum(choice * in_blocks(lambda part: worst_laws(model, set, value, part)[0], every), axis=1)
 
 
 def _loop(
@@ -248,13 +259,18 @@ def _certify(
     tolerance: jax.Array,
 ) -> Solution:
     """One more sweep, from `start` `[S]`, and what it proves."""
-    q, laws = in_blocks(lambda part: worst_laws(model, set, start, part), rows(model, set))
-    if policy is None:
-        policy = jax.nn.one_hot(jnp.argmax(q, axis=1), model.num_actions, dtype=q.dtype)
-    value = jnp.sum(policy * q, axis=1)
-    first, last = jax.lax.stop_gradient((start, value))
+
+    def last_sweep(part: tuple[Rows, jax.Array | None]) -> tuple[Play, jax.Array]:
+        best = play(model, set, start, *part)
+        if part[1] is not None or not isinstance(set, SRectangular):
+            return best, jnp.zeros_like(best.value)
+        least = play(*jax.lax.stop_gradient((model, set, start, part[0], best.policy))).value
+        return best, jnp.max(best.q, axis=1) - least  # what the agent, or nature, could gain
+
+    (value, q, policy, laws), gap = in_blocks(last_sweep, (rows(model, set), policy))
+    first, last, gap = jax.lax.stop_gradient((start, value, jnp.max(gap)))
     residual, rho = jnp.max(jnp.abs(last - first)), rounding(set, known, first)
-    bound = jax.lax.stop_gradient(error_bound(known, residual, rho))
+    bound = error_bound(known, residual, rho + gap)
     wrong = jnp.isnan(bound)
     value, q, policy, laws = (jnp.where(wrong, jnp.nan, x) for x in (value, q, policy, laws))
     return Solution(
