@@ -357,8 +357,11 @@ def _config(agent: Any, text: dict[str, Any]) -> Any:
 def _like(example: Any, text: Any) -> Any:
     """The value that has this text, guided by another value of its kind."""
     if dataclasses.is_dataclass(example) and not isinstance(example, type):
-        names = [field.name for field in dataclasses.fields(example)]
-        return type(example)(**{name: _like(getattr(example, name), text[name]) for name in names})
+        kind = type(example)
+        if isinstance(text, dict) and text["type"] != kind.__qualname__:
+            kind = _neighbour(kind, text["type"])
+        names = [field.name for field in dataclasses.fields(kind)]
+        return kind(**{name: _like(getattr(example, name, None), text[name]) for name in names})
     if isinstance(text, dict):
         if not isinstance(example, dict):
             raise ValueError(f"a {text.get('type', 'dict')} where {example!r} is the default")
@@ -376,6 +379,16 @@ def _like(example: Any, text: Any) -> Any:
             raise ValueError(f"{text!r} where {example!r} is the default")
         return float(text)
     return text
+
+
+def _neighbour(kind: type, name: str) -> Any:
+    """The dataclass of this name beside another one: in its module or, like measures of risk, in its package."""
+    package = kind.__module__.rpartition(".")[0]
+    for module in (kind.__module__, package):
+        found = getattr(sys.modules.get(module), name, None)
+        if isinstance(found, type) and dataclasses.is_dataclass(found):
+            return found
+    raise ValueError(f"a {name} where {kind.__qualname__} is the default, and {kind.__module__} has none of that name")
 
 
 def _spec(text: dict[str, Any]) -> Spec:

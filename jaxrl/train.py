@@ -221,9 +221,8 @@ def _settings(
     agent: Any, config: Any, env: Environment, seeds: int, propose: Any, episodes: int, **keys: jax.Array
 ) -> dict[str, Any]:
     """What makes a run what it is, as JSON; a run goes on only with the same."""
-    settings = log.settings(agent, config, env, seeds) | {"episodes": episodes}
-    if propose is not None:
-        settings["propose"] = log.describe(propose)
+    described = None if propose is None else log.describe(propose)
+    settings = log.settings(agent, config, env, seeds) | {"episodes": episodes, "propose": described}
     return settings | {name: log.describe(jax.random.key_data(key)) for name, key in keys.items()}
 
 

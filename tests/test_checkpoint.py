@@ -32,9 +32,10 @@ from helpers import AGENTS, small
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from jaxrl import archive, checkpoint, envs, log, train
-from jaxrl.agents import ppo
+from jaxrl import archive, checkpoint, envs, log, risk, train
+from jaxrl.agents import ppo, sac
 from jaxrl.checkpoint import CheckpointError
+from jaxrl.distributional import critics
 from jaxrl.types import Box, Discrete, Rollout, Spec, canonical
 
 ENV = envs.make("jaxrl/point_mass")
@@ -719,6 +720,21 @@ def positive(shapes: Any) -> Any:
         return np.asarray(rng.integers(1, 9, leaf.shape) if integral else rng.uniform(0.1, 1.0, leaf.shape), leaf.dtype)
 
     return jax.tree.map(draw, shapes)
+
+
+def test_settings_of_another_kind_than_the_default_come_back(tmp_path: Path) -> None:
+    """Dataclasses inside of a configuration, by their names: those of jaxrl that stand beside the default."""
+    config = canonical(small(sac, critic=critics.Categorical(-2.0, 3.0, 7), risk=risk.CVaR(0.25)))
+    state = jax.vmap(lambda key: sac.init(config, ENV.spec, key))(jax.random.split(jax.random.key(0), 1))
+    run = train.RunState(state, jnp.zeros(1), jax.random.split(jax.random.key(1), 1), jnp.zeros((1, 2), jnp.uint32))
+    checkpoint.save(tmp_path, run, step=5, agent=sac, config=config, env=ENV, seeds=1)
+    observation = np.ones(ENV.spec.observation.shape, np.float32)
+    one = jax.tree.map(operator.itemgetter(0), state)
+    assert_same_bits(checkpoint.load_policy(tmp_path)(observation), jax.jit(sac.act)(config, one, observation)[0])
+    text = next(tmp_path.rglob("config.json"))
+    text.write_text(text.read_text().replace('"Categorical"', '"Popen"'))
+    with pytest.raises(checkpoint.CheckpointError):
+        checkpoint.load_policy(tmp_path)
 
 
 @pytest.mark.parametrize("agent", AGENTS, ids=lambda agent: agent.__name__)

@@ -5,13 +5,17 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any
 
-from jaxrl.envs import probes, tiny
+from jaxrl.envs import bandit, control, fishery, probes, tiny
 from jaxrl.types import Environment
 
 ENVIRONMENTS: dict[str, Callable[..., Environment]] = {
     "linear_quadratic": tiny.LinearQuadratic,
     "pendulum": tiny.Pendulum,
     "point_mass": tiny.PointMass,
+    "gaussian_bandit": bandit.GaussianBandit,
+    "mountain_car": control.MountainCar,
+    "random_walk": control.RandomWalk,
+    "fishery": fishery.Fishery,
     "probe_constant": probes.Constant,
     "probe_observation": probes.Observation,
     "probe_discount": probes.Discount,

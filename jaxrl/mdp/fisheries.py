@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-import jax
 import jax.numpy as jnp
 import numpy as np
-from jax.scipy.special import ndtr
 from jax.typing import ArrayLike
 
 from jaxrl.mdp.checks import validate
+from jaxrl.mdp.harvest import log_normal_law
 from jaxrl.mdp.model import MDP
 from jaxrl.types import check_positive
 
@@ -46,28 +45,10 @@ def fishery(
     left = jnp.maximum(stock[:, None] - quota, 0)
     some = left > 0
     y = jnp.where(some, left, 1)
-    law = _log_normal_on(stock, jnp.log(y) + growth * (1 - y / capacity) * (y - threshold), noise * y)
-    law = jnp.where(some[..., None], law, jnp.arange(levels) == 0)
+    mean = jnp.where(some, jnp.log(y) + growth * (1 - y / capacity) * (y - threshold), -jnp.inf)
+    law = log_normal_law(stock, mean, noise * y)
     start = np.eye(levels)[np.argmin(np.abs(np.linspace(0, 2, levels) - 0.75))]
     catch = jnp.minimum(stock[:, None], quota)
     model = MDP(law, catch, jnp.asarray(discount, float), jnp.asarray(start, float))
     validate(model)
     return model
-
-
-def _log_normal_on(levels: jax.Array, mean: jax.Array, std: ArrayLike) -> jax.Array:
-    """The law exp(N(mean, std^2)) on ascending levels from 0, by linear interpolation, `[..., len(levels)]`."""
-    mean, std = mean[..., None], jnp.asarray(std)[..., None]
-    z = (jnp.log(jnp.maximum(levels, jnp.finfo(levels.dtype).tiny)) - mean) / std
-    mass = _between(z[..., :-1], z[..., 1:])
-    moment = jnp.exp(mean + std**2 / 2) * _between(z[..., :-1] - std, z[..., 1:] - std)
-    gap = jnp.diff(levels)
-    down = jnp.maximum(levels[1:] * mass - moment, 0) / gap
-    up = jnp.maximum(moment - levels[:-1] * mass, 0) / gap
-    law = jnp.concatenate([down, ndtr(-z[..., -1:])], axis=-1).at[..., 1:].add(up)
-    return law / jnp.sum(law, axis=-1, keepdims=True)
-
-
-def _between(low: jax.Array, high: jax.Array) -> jax.Array:
-    """P(low < Z < high) of a standard normal Z, with the relative precision of the tails."""
-    return jnp.where(low > 0, ndtr(-low) - ndtr(-high), ndtr(high) - ndtr(low))
