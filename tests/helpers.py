@@ -38,6 +38,9 @@ def small(agent, **settings):
     for sizes in ("hidden_sizes", "critic_hidden_sizes"):
         if hasattr(config, sizes):
             config = config.replace(**{sizes: (8, 8)})
+    for count in ("num_epochs", "num_minibatches"):
+        if hasattr(config, count):
+            config = config.replace(**{count: min(getattr(config, count), 4)})
     return config.replace(**settings)
 
 

@@ -11,6 +11,8 @@ from jaxrl import envs, train
 from jaxrl.agents import bac
 from jaxrl.types import Box, Discrete, Rollout, Spec, Transition
 
+pytestmark = pytest.mark.usefixtures("compiled_in_a_moment")
+
 DISCRETE, CONTINUOUS = Spec(Box((2,)), Discrete(3)), Spec(Box((2,)), Box((1,), -1.0, 1.0))
 CONFIG = small(bac, hidden_sizes=(), adam=False, learning_rate=1.0, num_features=8, discount=0.9)
 LENGTHS = (4, 2, 1, 4)  # of the first episode of each environment; the second terminates, the third is truncated

@@ -15,6 +15,8 @@ import scipy.stats
 
 from jaxrl.bayes import actor_critic, gptd, quadrature, triangular
 
+pytestmark = pytest.mark.usefixtures("compiled_in_a_moment")
+
 posterior_ = jax.jit(actor_critic.gradient_posterior, static_argnames="noise")
 evidence_ = jax.jit(actor_critic.evidence_grid, static_argnames="noise")
 

@@ -8,6 +8,8 @@ import scipy.stats
 
 from jaxrl.bayes import gp
 
+pytestmark = pytest.mark.usefixtures("compiled_in_a_moment")
+
 RNG = np.random.default_rng(0)
 INPUTS = RNG.uniform(-3, 3, (17, 2))
 TARGETS = RNG.normal(size=17) + 1

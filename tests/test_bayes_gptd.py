@@ -12,6 +12,8 @@ from jaxrl.bayes import gptd, kernels
 from jaxrl.bayes.gptd import sparse
 from jaxrl.envs.control import RandomWalk
 
+pytestmark = pytest.mark.usefixtures("compiled_in_a_moment")
+
 posterior_ = jax.jit(gptd.posterior, static_argnames="noise")
 weights_ = jax.jit(gptd.weight_posterior, static_argnames="noise")
 value_ = jax.jit(gptd.value)

@@ -11,6 +11,8 @@ import scipy.stats
 
 from jaxrl.bayes import kalman
 
+pytestmark = pytest.mark.usefixtures("compiled_in_a_moment")
+
 N, T = 3, 12
 RNG = np.random.default_rng(0)
 FEATURES, NEXT = RNG.normal(size=(T, N)), RNG.normal(size=(T, N))

@@ -12,6 +12,8 @@ from jaxrl.agents import bpg
 from jaxrl.envs.tiny import LinearQuadratic
 from jaxrl.types import Box, Discrete, Rollout, Spec, Transition
 
+pytestmark = pytest.mark.usefixtures("compiled_in_a_moment")
+
 SPEC = Spec(Box((2,)), Box((1,), -1.0, 1.0))
 CONFIG = small(bpg, discount=0.9, hidden_sizes=(), adam=False, learning_rate=1.0, damping=0.01)
 LENGTHS = (4, 2, 1, 4, 3, 4)  # of the first episode of each environment; [1] terminates, [2], [4] are truncated

@@ -28,7 +28,7 @@ import numpy as np
 import optax
 import pytest
 from flax import struct
-from helpers import AGENTS, small
+from helpers import AGENTS, jax_settings, small
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
@@ -738,6 +738,7 @@ def test_settings_of_another_kind_than_the_default_come_back(tmp_path: Path) -> 
 
 
 @pytest.mark.parametrize("agent", AGENTS, ids=lambda agent: agent.__name__)
+@jax_settings(jax_disable_most_optimizations=True)
 def test_a_policy_acts_as_the_agent_does(tmp_path: Path, agent: Any) -> None:
     config, spec, keys = canonical(small(agent)), ENV.spec, jax.random.split(jax.random.key(0), 3)
     state = positive(jax.eval_shape(jax.vmap(lambda key: agent.init(config, spec, key)), keys))

@@ -12,6 +12,8 @@ from jaxrl.agents import bpg, dbqpg
 from jaxrl.bayes import features, fisher, scores
 from jaxrl.types import Box, Rollout, Spec, Transition
 
+pytestmark = pytest.mark.usefixtures("compiled_in_a_moment")
+
 SPEC = Spec(Box((2,), dtype="float64"), Box((1,), -1.0, 1.0, "float64"))
 CONFIG = small(dbqpg, normalise_observations=False, num_features=6, max_iterations=300, num_epochs=1)
 direction_ = jax.jit(dbqpg.direction)

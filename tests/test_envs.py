@@ -43,7 +43,7 @@ def random_actions(space):
     rng = np.random.default_rng(0)
     if isinstance(space, Discrete):
         return jnp.asarray(rng.integers(space.n, size=(LENGTH, LANES)), jnp.int32)
-    low, high = space.bounds()
+    low, high = np.nan_to_num(space.bounds(), neginf=-1.0, posinf=1.0)
     return jnp.asarray(low + (high - low) * rng.uniform(size=(LENGTH, LANES, *space.shape)), jnp.float32)
 
 

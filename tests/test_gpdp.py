@@ -15,6 +15,8 @@ from jaxrl.bayes import gp, gpdp
 from jaxrl.envs.fishery import EXTINCT, Fishery
 from jaxrl.mdp import harvest as harvests
 
+pytestmark = pytest.mark.usefixtures("compiled_in_a_moment")
+
 LEVELS = np.array([0.0, 0.5, 1.2, 2.0, 3.5])
 
 

@@ -11,6 +11,8 @@ from jaxrl.agents import lktd, ppo
 from jaxrl.bayes import kalman
 from jaxrl.types import Rollout
 
+pytestmark = pytest.mark.usefixtures("compiled_in_a_moment")
+
 ENV = envs.make("jaxrl/point_mass", max_steps=5)
 CONFIG = small(lktd, num_draws=3)
 

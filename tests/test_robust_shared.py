@@ -15,6 +15,8 @@ from jaxrl import robust
 from jaxrl.robust import SRectangular, average, evaluate, init, solve, step
 from jaxrl.robust.solve import METHODS
 
+pytestmark = pytest.mark.usefixtures("compiled_in_a_moment")
+
 RADIUS = np.linspace(0.3, 0.8, S)  # of each state
 NORMS = {robust.L1: 1, robust.LInf: 2}
 

@@ -16,6 +16,8 @@ import scipy.special
 from jaxrl import robust
 from jaxrl.robust.state import SRectangular, worst_case_state
 
+pytestmark = pytest.mark.usefixtures("compiled_in_a_moment")
+
 B, A, N = 16, 3, 5  # one shape, so that each set compiles once
 DISTANCES = {
     robust.L1: lambda p, q: np.abs(p - q).sum(-1),
