@@ -165,7 +165,7 @@ def changed_lanes(agent):
     case = first_case(agent)
 
     def changed(value):
-        return 10.0 if math.isinf(value) else 0.1 if value == 0 else value / 2
+        return 0.1 if math.isinf(value) or value == 0 else value / 2
 
     configs = [
         case.config.replace(**{name: jax.tree.map(changed, getattr(case.config, name))}) for name in float_fields(agent)
