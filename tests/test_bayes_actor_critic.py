@@ -322,7 +322,7 @@ def test_the_gradient_of_the_walk_is_that_of_its_return(name):
     np.testing.assert_allclose(information, np.diag(occupancy(theta) * right * (1 - right)), atol=1e-10)
 
 
-@pytest.mark.parametrize("count", [20, 100])
+@pytest.mark.parametrize("count", [20, pytest.param(100, marks=pytest.mark.slow)])
 def test_the_critic_is_the_gain(count):
     """A quarter of the error of Monte Carlo with rewards to go, less than with a baseline; not with a wrong mass."""
     base, baseline, ours = benchmark().BASE, benchmark().BASELINE, benchmark().OURS

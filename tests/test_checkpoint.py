@@ -737,7 +737,11 @@ def test_settings_of_another_kind_than_the_default_come_back(tmp_path: Path) -> 
         checkpoint.load_policy(tmp_path)
 
 
-@pytest.mark.parametrize("agent", AGENTS, ids=lambda agent: agent.__name__)
+@pytest.mark.parametrize(
+    "agent",
+    [pytest.param(agent, marks=[] if agent in (ppo, sac) else pytest.mark.slow) for agent in AGENTS],
+    ids=lambda agent: agent.__name__,
+)
 @jax_settings(jax_disable_most_optimizations=True)
 def test_a_policy_acts_as_the_agent_does(tmp_path: Path, agent: Any) -> None:
     config, spec, keys = canonical(small(agent)), ENV.spec, jax.random.split(jax.random.key(0), 3)
