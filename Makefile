@@ -27,8 +27,8 @@ tests: $(VENV)/installed
 	$(BIN)/pytest --numprocesses auto --dist worksteal --durations 20 -m "not slow"
 
 smoke: $(VENV)/installed
-	$(BIN)/pytest --numprocesses auto --dist worksteal -m "not slow" \
-		tests/test_ppo.py tests/test_sac.py tests/test_returns.py tests/test_risk.py
+	$(BIN)/pytest -m "not slow" tests/test_returns.py
+	$(BIN)/pytest -m "not slow" tests/test_agents.py -k "agents.ppo or agents.sac"
 
 slow: $(VENV)/installed
 	$(BIN)/pytest -m slow

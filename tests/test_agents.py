@@ -13,6 +13,7 @@ import pytest
 from helpers import AGENTS, assert_same, small
 
 from jaxrl import envs, rollout, train
+from jaxrl.agents import ppo, sac
 from jaxrl.types import Replay, canonical
 
 pytestmark = pytest.mark.usefixtures("compiled_in_a_moment")
@@ -218,7 +219,11 @@ def test_a_wrong_observation_or_batch_is_refused(case):
         case.agent.update(case.config, case.state, jax.tree.map(lambda x: x[0], case.batch), jax.random.key(0))
 
 
-@pytest.mark.parametrize("agent", AGENTS, ids=lambda a: a.__name__)
+@pytest.mark.parametrize(
+    "agent",
+    [pytest.param(agent, marks=[] if agent in (ppo, sac) else pytest.mark.slow) for agent in AGENTS],
+    ids=lambda a: a.__name__,
+)
 def test_the_loop_is_bitwise_the_same_in_any_chunks(agent):
     case = first_case(agent)
     loop = train.loop(agent, case.env)

@@ -179,6 +179,7 @@ def on_devices(devices, runs):
     return [np.array([float.fromhex(word) for word in line.split()[1:]]) for line in lines]
 
 
+@pytest.mark.slow  # three processes, each of which compiles everything
 def test_seeds_are_shared_among_devices_and_in_blocks_their_number_does_not_change_a_bit():
     """With more lanes side by side XLA rounds otherwise, and for one device it compiles in another way than for two."""
     runs = [("ppo", None), ("ppo", 2), ("sac", 1)]
