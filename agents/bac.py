@@ -100,7 +100,7 @@ def act(
 ) -> tuple[jax.Array, dict[str, jax.Array]]:
     """An action for each observation [..., *observation]; without a key, the mode of the policy."""
     state.spec.observation.check("observation", observation)
-    policy = bpg.actor(config, state.spec, state.params, normalise.apply(state.normaliser, observation))
+    policy = reinforce.actor(config, state.spec, state.params, normalise.apply(state.normaliser, observation))
     return (policy.mode() if key is None else policy.sample(seed=key)), {}
 
 

@@ -36,7 +36,7 @@ import optax
 from flax import struct
 from jax.flatten_util import ravel_pytree
 
-from jaxrl import networks, normalise, policies, returns
+from jaxrl import networks, normalise, returns
 from jaxrl.bayes import fisher, quadrature, scaling, scores
 from jaxrl.types import Discrete, Metrics, Rollout, Spec, Transition, check_batch, check_between
 
@@ -114,14 +114,8 @@ def act(
 ) -> tuple[jax.Array, dict[str, jax.Array]]:
     """An action for each observation [..., *observation]; without a key, the mode of the policy."""
     state.spec.observation.check("observation", observation)
-    policy = actor(config, state.spec, state.params, normalise.apply(state.normaliser, observation))
+    policy = reinforce.actor(config, state.spec, state.params, normalise.apply(state.normaliser, observation))
     return (policy.mode() if key is None else policy.sample(seed=key)), {}
-
-
-def actor(config: Any, spec: Spec, params: Any, observation: jax.Array) -> policies.Distribution:
-    """The policy at a normalised observation."""
-    policy: Any = reinforce.Actor(config.hidden_sizes, config.activation, spec).apply(params, observation)
-    return policy
 
 
 def law(spec: Spec, policy: Any) -> tuple[fisher.Law, Any]:
@@ -136,10 +130,10 @@ def functions(config: Any, spec: Spec) -> tuple[scores.LogProb, fisher.Law, fish
     """What `jaxrl.bayes` asks of the actor: log pi(a | s), the kind of the law of an action, and its parameters."""
 
     def log_prob(params: Any, observation: jax.Array, action: jax.Array) -> jax.Array:
-        return actor(config, spec, params, observation).log_prob(action)
+        return reinforce.actor(config, spec, params, observation).log_prob(action)
 
     def parameters(params: Any, observation: jax.Array) -> Any:
-        return law(spec, actor(config, spec, params, observation))[1]
+        return law(spec, reinforce.actor(config, spec, params, observation))[1]
 
     return log_prob, fisher.categorical if isinstance(spec.action, Discrete) else fisher.normal, parameters
 

@@ -29,7 +29,16 @@ import optax
 from flax import struct
 
 from jaxrl import networks, normalise, policies
-from jaxrl.types import Metrics, Rollout, Spec, Transition, check_batch, check_between, check_positive
+from jaxrl.types import (
+    Metrics,
+    Rollout,
+    Spec,
+    Transition,
+    check_batch,
+    check_between,
+    check_minibatches,
+    check_positive,
+)
 
 from . import ppo
 
@@ -63,12 +72,7 @@ class Config:
         check_between("Config", 0, 1, lambda_=self.lambda_, bound=self.bound)
         check_between("Config", 0, math.inf, learning_rate=self.learning_rate, temperature=self.temperature)
         check_between("Config", 0, math.inf, median_temperature=self.median_temperature)
-        size = self.data.num_envs * self.data.length
-        if size % self.num_minibatches:
-            raise ValueError(
-                f"num_envs * length = {self.data.num_envs} * {self.data.length} = {size} is not divisible by "
-                f"num_minibatches = {self.num_minibatches}"
-            )
+        check_minibatches(self.data, self.num_minibatches)
 
 
 @struct.dataclass

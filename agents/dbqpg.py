@@ -141,7 +141,7 @@ def act(
 ) -> tuple[jax.Array, dict[str, jax.Array]]:
     """An action for each observation [..., *observation]; without a key, the mode of the policy."""
     state.spec.observation.check("observation", observation)
-    policy = bpg.actor(config, state.spec, state.params["actor"], normalise.apply(state.normaliser, observation))
+    policy = reinforce.actor(config, state.spec, state.params["actor"], normalise.apply(state.normaliser, observation))
     return (policy.mode() if key is None else policy.sample(seed=key)), {}
 
 
@@ -254,7 +254,7 @@ def update(config: Config, state: State, batch: Transition, key: jax.Array) -> t
     found = direction(config, state, data)
     actor_params, actor_optimiser = improve(config, state, found)
     critic_params, critic_optimiser, loss = fit(config, state, data, key)
-    policy = bpg.actor(config, state.spec, actor_params, data.observation)
+    policy = reinforce.actor(config, state.spec, actor_params, data.observation)
     state = dataclasses.replace(
         state,
         params={"actor": actor_params, "critic": critic_params},

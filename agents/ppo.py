@@ -34,7 +34,16 @@ import optax
 from flax import struct
 
 from jaxrl import networks, normalise, policies, returns
-from jaxrl.types import Metrics, Rollout, Spec, Transition, check_batch, check_between, check_positive
+from jaxrl.types import (
+    Metrics,
+    Rollout,
+    Spec,
+    Transition,
+    check_batch,
+    check_between,
+    check_minibatches,
+    check_positive,
+)
 
 
 @struct.dataclass
@@ -67,12 +76,7 @@ class Config:
         check_between("Config", 0, 1, open_=True, discount=self.discount)
         check_between("Config", 0, 1, lambda_=self.lambda_)
         check_between("Config", 0, math.inf, learning_rate=self.learning_rate, clip_ratio=self.clip_ratio)
-        size = self.data.num_envs * self.data.length
-        if size % self.num_minibatches:
-            raise ValueError(
-                f"num_envs * length = {self.data.num_envs} * {self.data.length} = {size} is not divisible by "
-                f"num_minibatches = {self.num_minibatches}"
-            )
+        check_minibatches(self.data, self.num_minibatches)
 
 
 @struct.dataclass

@@ -80,7 +80,7 @@ class Actor(nn.Module):
         return policies.Head(self.spec.action)(torso(observation))
 
 
-def actor(config: Config, spec: Spec, params: Any, observation: jax.Array) -> policies.Distribution:
+def actor(config: Any, spec: Spec, params: Any, observation: jax.Array) -> policies.Distribution:
     """The policy at a normalised observation."""
     policy: Any = Actor(config.hidden_sizes, config.activation, spec).apply(params, observation)
     return policy

@@ -316,6 +316,16 @@ def check_between(owner: str, low: float, high: float, *, open_: bool = False, *
             raise ValueError(f"{owner}.{name} must be in [{low}, {high}{')' if open_ else ']'}, got {value}")
 
 
+def check_minibatches(data: Rollout, num_minibatches: int) -> None:
+    """Raise ValueError unless the samples of a rollout can be cut into so many minibatches of one size."""
+    size = data.num_envs * data.length
+    if size % num_minibatches:
+        raise ValueError(
+            f"num_envs * length = {data.num_envs} * {data.length} = {size} is not divisible by "
+            f"num_minibatches = {num_minibatches}"
+        )
+
+
 def _check_resets(owner: str, resets: str) -> None:
     if resets not in ("pool", "fresh"):
         raise ValueError(f"{owner}.resets must be 'pool' or 'fresh', got {resets!r}")

@@ -36,7 +36,7 @@ def some_batch(spec):
 
 def fisher_at(config, spec, params, observation, score):
     """E u u^T over actions: a sum, or a Gauss-Hermite rule, which is exact for squares of scores of a normal."""
-    policy = bac.bpg.actor(config, spec, params, observation)
+    policy = bac.reinforce.actor(config, spec, params, observation)
     if spec is DISCRETE:
         probs = np.asarray(jax.nn.softmax(policy.logits))
         rows = [np.asarray(score(params, observation, jnp.int32(a))) for a in range(3)]
@@ -62,7 +62,7 @@ def test_the_step_is_that_of_a_critic_made_by_hand(spec, natural):
 
     @jax.jit
     def score(params, observation, action):
-        log_prob = jax.grad(lambda p: bac.bpg.actor(config, spec, p, observation).log_prob(action))
+        log_prob = jax.grad(lambda p: bac.reinforce.actor(config, spec, p, observation).log_prob(action))
         return ravel_pytree(log_prob(params))[0]
 
     points, scores, rewards, H = [], [], [], []
