@@ -24,7 +24,7 @@ import numpy as np
 
 from jaxrl import archive, log
 from jaxrl.archive import CheckpointError, DamagedError
-from jaxrl.types import Box, Discrete, Environment, Space, Spec, canonical
+from jaxrl.types import Box, Discrete, Environment, Space, Spec, canonical, default_floats
 
 __all__ = [
     "CheckpointError",
@@ -214,7 +214,7 @@ def load_policy(
     index = _index(seed, seeds, manifest["scores"])
 
     def init(key: jax.Array) -> Any:
-        return agent.init(config, spec, key)
+        return default_floats(agent.init(config, spec, key))
 
     keys = jax.random.split(jax.random.key(0), seeds or 1)
     target = jax.eval_shape(jax.vmap(init), keys) if seeds else jax.eval_shape(init, keys[0])
@@ -360,8 +360,8 @@ def _like(example: Any, text: Any) -> Any:
         kind = type(example)
         if isinstance(text, dict) and text["type"] != kind.__qualname__:
             kind = _neighbour(kind, text["type"])
-        names = [field.name for field in dataclasses.fields(kind)]
-        return kind(**{name: _like(getattr(example, name, None), text[name]) for name in names})
+        defaults = {field.name: _default(example, field) for field in dataclasses.fields(kind)}
+        return kind(**{name: _like(default, text[name]) for name, default in defaults.items()})
     if isinstance(text, dict):
         if not isinstance(example, dict):
             raise ValueError(f"a {text.get('type', 'dict')} where {example!r} is the default")
@@ -379,6 +379,12 @@ def _like(example: Any, text: Any) -> Any:
             raise ValueError(f"{text!r} where {example!r} is the default")
         return float(text)
     return text
+
+
+def _default(example: Any, field: dataclasses.Field[Any]) -> Any:
+    """The value of this field in the example, if it has one; static ones that are None may be tuples elsewhere."""
+    default = getattr(example, field.name, None)
+    return () if default is None and not field.metadata.get("pytree_node", True) else default
 
 
 def _neighbour(kind: type, name: str) -> Any:

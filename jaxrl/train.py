@@ -31,7 +31,7 @@ from jax.sharding import AxisType, NamedSharding, PartitionSpec
 from jaxrl import checkpoint, log, rollout
 from jaxrl import evaluate as evaluation
 from jaxrl import replay as replay  # registers Replay with rollout.begin and rollout.advance
-from jaxrl.types import Environment, Metrics, PyTree, canonical
+from jaxrl.types import Environment, Metrics, PyTree, canonical, default_floats
 
 Propose = Callable[[Any, Any, PyTree, jax.Array, jax.Array], PyTree]  # (config, state, params, observation, key)
 
@@ -84,7 +84,7 @@ def _loop(agent: Any, env: Environment, propose: Propose | None) -> Loop:
     def init(config: Any, key: jax.Array) -> RunState:
         _check_config(agent, config)
         agent_key, key = jax.random.split(key)
-        state = agent.init(config, env.spec, agent_key)
+        state = default_floats(agent.init(config, env.spec, agent_key))
         experience = rollout.begin(config.data, env, propose is not None)
         return RunState(state, experience, key, jnp.zeros(2, jnp.uint32))
 

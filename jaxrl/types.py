@@ -297,6 +297,15 @@ def canonical(config: T) -> T:
     return jax.tree.map_with_path(convert, config)
 
 
+def default_floats(tree: T) -> T:
+    """The same pytree with its floats of the default type: float32, or float64 where `jax_enable_x64` is set.
+
+    Flax makes parameters in float32 whatever is set; beside a configuration and data in float64 they would not stay so.
+    """
+    default = jnp.result_type(float)
+    return jax.tree.map(lambda leaf: leaf.astype(default) if jnp.issubdtype(leaf.dtype, jnp.floating) else leaf, tree)
+
+
 def check_positive(owner: str, **sizes: int) -> None:
     """Raises ValueError unless every size is an integer of at least 1."""
     for name, size in sizes.items():

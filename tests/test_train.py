@@ -17,7 +17,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 from flax import struct
-from helpers import assert_same, small
+from helpers import assert_same, jax_settings, small
 
 from jaxrl import checkpoint, envs, log, replay, train
 from jaxrl.agents import ppo, sac
@@ -79,6 +79,17 @@ def test_evaluations_of_all_seeds_and_times_are_on_the_same_starts():
     for again in range(greedy.shape[1]):
         np.testing.assert_allclose(greedy[:, again], greedy[:, 0], rtol=0.3)  # the normaliser moves on
     assert len(np.unique(greedy[0, 0])) == 3
+
+
+@pytest.mark.parametrize("agent", [ppo, sac], ids=lambda a: a.__name__)
+def test_with_64_bits_every_float_has_them(agent, tmp_path):
+    with jax_settings(jax_enable_x64=True, jax_disable_most_optimizations=True):
+        env = envs.make("jaxrl/point_mass", max_steps=6)
+        settings = {"steps": 100, "episodes": 2, "progress": False, "run_dir": tmp_path / "run"}
+        result = train.fit(agent, small(agent), env, jax.random.key(0), **settings)
+        action = checkpoint.load_policy(tmp_path / "run")(env.spec.observation.zeros())
+    leaves = [*jax.tree.leaves(result.run), action]
+    assert {leaf.dtype for leaf in leaves if jnp.issubdtype(leaf.dtype, jnp.floating)} == {np.dtype("float64")}
 
 
 def test_the_record_on_disk_is_the_result(tmp_path):
