@@ -7,11 +7,14 @@ Each minibatch of B out of N transitions moves every draw by one step of `jaxrl.
     forecast    theta <- theta + epsilon/2 (grad log p(xi | theta) + B/N grad log p(theta)) + N(0, B/N epsilon),
     analysis    xi    <- xi_f + epsilon / (epsilon + 2 (1 - share) sigma^2) (G + noise - xi_f),
 
-where xi is what the returns were before a part of their noise. The advantages are those of the mean value,
+where xi is what the returns were before a part of their noise. The networks learn returns less the mean of the last
+rollouts, over their standard deviation; when these change, the last layer changes so that no value does. The advantages
+are those of the mean value,
 
     A_t = 1/K sum_k GAE(V_k),    G_t^k = GAE_t(V_k) + V_k(s_t):    each draw learns from its own bootstrap.
 
-Source: Shih and Liang 2024, "Fast Value Tracking for Deep Reinforcement Learning", algorithm 1; the actor: see `ppo`.
+Source: Shih and Liang 2024, "Fast Value Tracking for Deep Reinforcement Learning", algorithm 1; standardised returns:
+van Hasselt et al. 2016, "Learning values across many orders of magnitude", eqs. (1) to (4); the actor: see `ppo`.
 Differs from the paper: h is the value and the observation a lambda-return, not a single reward, whose noise the paper
 takes for white; the noise sigma^2 is the mean squared error of the rollout; the step is given by its product with the
 likelihood's curvature, and is shorter where the gradient is long; K chains run side by side, in place of one whose past
@@ -32,7 +35,7 @@ from flax import struct
 
 from jaxrl import networks, normalise
 from jaxrl.bayes import kalman
-from jaxrl.types import Metrics, Rollout, Spec, Transition, check_batch, check_between, check_positive
+from jaxrl.types import Box, Metrics, Rollout, Spec, Transition, check_batch, check_between, check_positive
 
 from . import ppo
 
@@ -43,9 +46,9 @@ class Config:
 
     learning_rate: float = 3e-4  # Adam's step size, of the actor
     anneal_updates: float = math.inf  # updates over which it falls linearly to 0; inf: constant
-    critic_rate: float = 0.03  # step of each draw along its mean squared error / 2, epsilon = 2 sigma^2 rate / B
+    critic_rate: float = 0.1  # step of each draw along its mean squared error / 2, epsilon = 2 sigma^2 rate / B
     population: float = 10.0  # rollouts that the posterior counts as seen, N / (T num_envs); more: narrower
-    prior_variance: float = 1.0  # of each weight around 0
+    prior_variance: float = 1.0  # of each weight around 0, of networks for standardised returns
     share: float = 0.5  # of the noise that lies between values and latents, in (0, 1)
     discount: float = 0.99  # per step, in [0, 1)
     reward_scale: float = 1.0  # what the agent learns from is so many times the reward
@@ -78,6 +81,7 @@ class State:
     params: Any  # {"actor": of the actor, "critics": of the draws, leaves [K, ...]}
     optimiser: optax.OptState  # of the actor
     updates: jax.Array  # [] int32, calls of `update` so far
+    returns: normalise.Moments  # [] of the returns of the last `population` rollouts, in units of the scaled reward
     normaliser: normalise.Moments | None  # of observations
     spec: Spec = struct.field(pytree_node=False)
 
@@ -104,9 +108,30 @@ def actor_config(config: Config) -> ppo.Config:
 
 
 def with_draw(state: State, critic: Any) -> ppo.State:
-    """PPO's state that has this draw for its critic."""
-    params = {"params": state.params["actor"] | critic}
+    """PPO's state that has this draw for its critic, with values in units of the scaled reward."""
+    params = {"params": state.params["actor"] | rescale(critic, state.returns)}
     return ppo.State(params, (), state.updates, state.normaliser, state.spec)
+
+
+def rescale(critic: Any, old: normalise.Moments, new: normalise.Moments | None = None) -> Any:
+    """The critic whose values, in units of `new` moments (None: as they are), are those it has in units of the old."""
+    (old_mean, old_std), (mean, std) = location(old), (0.0, 1.0) if new is None else location(new)
+    last = critic["value"]["Dense_0"]
+    kernel, bias = old_std / std * last["kernel"], (old_std * last["bias"] + old_mean - mean) / std
+    return critic | {"value": {"Dense_0": {"kernel": kernel, "bias": bias}}}
+
+
+def location(moments: normalise.Moments) -> tuple[jax.Array, jax.Array]:
+    """Mean and standard deviation; 0 and 1 before there was any return, or where all were the same."""
+    std = jnp.sqrt(normalise.variance(moments))
+    return moments.mean, jnp.where(std > 1e-6, std, 1)
+
+
+def remember(config: Config, moments: normalise.Moments, returns: jax.Array) -> normalise.Moments:
+    """The moments of the last `population` rollouts, of which this is the last one."""
+    kept = jnp.minimum(moments.count, (config.population - 1) * returns.size)
+    share = kept / jnp.maximum(moments.count, 1)
+    return normalise.update(normalise.Moments(kept, moments.mean, share * moments.m2), returns)
 
 
 def init(config: Config, spec: Spec, key: jax.Array) -> State:
@@ -118,7 +143,8 @@ def init(config: Config, spec: Spec, key: jax.Array) -> State:
     critics = {name: networks[name] for name in ("critic", "value")}
     normaliser = normalise.init(spec.observation) if config.normalise_observations else None
     params = {"actor": actor, "critics": critics}
-    return State(params, ppo.optimiser(inner, 0).init(actor), jnp.int32(0), normaliser, spec)
+    moments = normalise.init(Box((), dtype=spec.observation.dtype))
+    return State(params, ppo.optimiser(inner, 0).init(actor), jnp.int32(0), moments, normaliser, spec)
 
 
 def act(
@@ -160,7 +186,8 @@ def track(
     inner, keys = actor_config(config), jax.random.split(key)
 
     def predict(critic: Any) -> jax.Array:
-        return ppo.apply(inner, state.spec, with_draw(state, critic).params, batch.observation)[1]
+        params = {"params": state.params["actor"] | critic}
+        return ppo.apply(inner, state.spec, params, batch.observation)[1]
 
     def loss(critic: Any) -> jax.Array:
         return jnp.mean((target - predict(critic)) ** 2) / 2
@@ -187,6 +214,10 @@ def update(config: Config, state: State, batch: Transition, key: jax.Array) -> t
     inner = actor_config(config)
     rollout, targets = samples(config, state, batch)
     noise = jnp.mean((rollout.target - rollout.value) ** 2) + 1e-8  # sigma^2
+    moments = remember(config, state.returns, rollout.target)
+    critics = jax.vmap(lambda critic: rescale(critic, state.returns, moments))(state.params["critics"])
+    mean, std = location(moments)
+    targets = (targets - mean) / std
     adam = ppo.optimiser(inner, state.updates)
     order_key, draw_key = jax.random.split(key)
 
@@ -199,20 +230,25 @@ def update(config: Config, state: State, batch: Transition, key: jax.Array) -> t
         minibatch = jax.tree.map(lambda leaf: leaf[index], rollout)
         gradients, metrics = jax.grad(actor_loss, has_aux=True)(actor, minibatch)
         direction, opt_state = adam.update(gradients, opt_state)
-        critics = jax.vmap(lambda critic, target, key: track(config, state, critic, minibatch, target, noise, key))(
-            critics, targets[:, index], jax.random.split(jax.random.fold_in(draw_key, count), config.num_draws)
-        )
+        critics = jax.vmap(
+            lambda critic, target, key: track(config, state, critic, minibatch, target, noise / std**2, key)
+        )(critics, targets[:, index], jax.random.split(jax.random.fold_in(draw_key, count), config.num_draws))
         kept = {name: metrics[name] for name in ("policy_loss", "entropy", "kl", "clipped")}
         carry = optax.apply_updates(actor, direction), opt_state, critics
         return carry, kept | {"gradient_norm": optax.tree.norm(gradients)}
 
     size = rollout.value.size
     order = ppo.shuffle(order_key, size, config.num_epochs).reshape(-1, size // config.num_minibatches)
-    start = (state.params["actor"], state.optimiser, state.params["critics"])
+    start = (state.params["actor"], state.optimiser, critics)
     (actor, opt_state, critics), metrics = jax.lax.scan(step, start, (order, jnp.arange(len(order))))
     spread = jnp.var(values(config, state, batch.observation), axis=0, ddof=1)
-    params = {"actor": actor, "critics": critics}
-    state = dataclasses.replace(state, params=params, optimiser=opt_state, updates=state.updates + 1)
+    state = dataclasses.replace(
+        state,
+        params={"actor": actor, "critics": critics},
+        optimiser=opt_state,
+        updates=state.updates + 1,
+        returns=moments,
+    )
     explained = 1 - jnp.var(rollout.target - rollout.value) / (jnp.var(rollout.target) + 1e-8)
     return state, jax.tree.map(jnp.mean, metrics) | {
         "noise_variance": noise,
