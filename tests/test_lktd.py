@@ -138,7 +138,7 @@ def test_it_finds_values_and_actions_and_is_sure_of_them():
     np.testing.assert_array_equal(lktd.act(config, run.agent, known.observation)[0], known.action)
     assert metrics["value_std"][-1] < 0.05 * metrics["value_std"][0]  # rewards have no noise left
     low, high = kalman.interval(values.mean(0), values.var(0, ddof=1), 0.999)
-    assert np.all(high - low < 0.1)  # rewards are 0 and 1
+    assert np.all(high - low < 0.1)  # rewards are -1 and 1
 
 
 @pytest.mark.slow
