@@ -102,3 +102,53 @@ def test_stratified_draws_keep_the_tasks_apart() -> None:
 def test_bad_input_is_named(arguments: dict[str, Any], message: str) -> None:
     with pytest.raises(ValueError, match=message):
         stats.bootstrap_interval(statistic=stats.mean, **arguments)
+
+
+@pytest.mark.parametrize("ties", [False, True])
+def test_the_probability_of_improvement_is_that_of_mann_and_whitney(ties: bool) -> None:
+    rng = np.random.default_rng(0)
+    a, b = rng.normal(0.5, 1, (7, 3)), rng.normal(0, 1, (11, 3))
+    if ties:
+        a, b = np.round(a), np.round(b)
+    expected = [scipy.stats.mannwhitneyu(a[:, task], b[:, task]).statistic / 77 for task in range(3)]
+    assert stats.probability_of_improvement(a, b) == pytest.approx(np.mean(expected))
+    assert stats.probability_of_improvement(a[:, 0], b[:, 0]) == pytest.approx(expected[0])
+    assert stats.probability_of_improvement(b, a) == pytest.approx(1 - np.mean(expected))
+    assert np.isnan(stats.probability_of_improvement([1.0, np.nan], [0.0]))
+
+
+def test_the_interval_of_an_improvement_is_scipys() -> None:
+    rng = np.random.default_rng(1)
+    a, b = rng.normal(0.7, 1, 12), rng.normal(0, 1, 9)
+    low, high = stats.improvement_interval(a, b, confidence=0.9, resamples=4000)
+
+    def statistic(a, b, axis=-1):
+        return np.mean(a[..., :, None] > b[..., None, :], axis=(-1, -2))
+
+    expected = scipy.stats.bootstrap(
+        (a, b), statistic, confidence_level=0.9, n_resamples=4000, method="percentile", rng=np.random.default_rng(2)
+    ).confidence_interval
+    np.testing.assert_allclose((low, high), (expected.low, expected.high), atol=0.02)
+    assert stats.improvement_interval([2.0, 3.0], [0.0, 1.0]) == (1.0, 1.0)
+
+
+def test_a_profile_is_one_less_the_distribution_function() -> None:
+    rng = np.random.default_rng(2)
+    scores = rng.normal(size=(5, 4))
+    thresholds = np.sort(np.r_[-9, rng.normal(size=6), scores[0, 0], 9])
+    expected = 1 - scipy.stats.ecdf(scores.ravel()).cdf.evaluate(thresholds)
+    np.testing.assert_allclose(stats.performance_profile(scores, thresholds), expected)
+
+
+@pytest.mark.parametrize(
+    ("call", "message"),
+    [
+        (lambda: stats.performance_profile(1.0, [0.0]), r"scores has shape \(\), expected \[seeds\]"),
+        (lambda: stats.probability_of_improvement([], [0.0]), r"scores has shape \(0,\), expected \[seeds\]"),
+        (lambda: stats.probability_of_improvement(np.ones((2, 3)), np.ones((2, 4))), "3 tasks and others has 4"),
+        (lambda: stats.improvement_interval([1.0], [0.0], confidence=95), "between 0 and 1, got 95; 95 % is 0.95"),
+    ],
+)
+def test_scores_that_cannot_be_compared_are_refused(call: Any, message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        call()
