@@ -16,7 +16,7 @@ import sys
 import warnings
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -181,18 +181,26 @@ def restore(
         raise CheckpointError(f"{damage}. None before it is intact; if there is none later, begin anew") from None
 
 
-def load_policy(
+class Learned(NamedTuple):
+    """An agent as it was at a checkpoint."""
+
+    agent: Any  # its module
+    config: Any
+    state: Any  # its State
+    spec: Spec  # of the environment
+
+
+def load(
     path: StrPath,
     *,
     step: int | Literal["best"] | None = None,
     seed: int | Literal["best"] = 0,
     agent: Any = None,
     config: Any = None,
-) -> Policy:
-    """The policy of a run, `(observation [..., *observation], key=None) -> action [..., *action]`; no key: the mode.
+) -> Learned:
+    """What the agent of a run had learned, for one seed: all that `agent.act` takes.
 
-    It is `agent.act` with what the run had learned by then, normaliser included, compiled. Only the agent's part of
-    the checkpoint is verified and read.
+    Only the agent's part of the checkpoint is verified and read.
 
     Args:
       path: the directory of a run, or of one checkpoint.
@@ -220,10 +228,27 @@ def load_policy(
     target = jax.eval_shape(jax.vmap(init), keys) if seeds else jax.eval_shape(init, keys[0])
     learned = archive.read_arrays(path, manifest, {AGENT: target})[AGENT]
     state = jax.tree.map(lambda x: x[index] if archive.is_key(x) else jnp.asarray(np.asarray(x)[index]), learned)
-    act = jax.jit(agent.act)
+    return Learned(agent, config, state, spec)
+
+
+def load_policy(
+    path: StrPath,
+    *,
+    step: int | Literal["best"] | None = None,
+    seed: int | Literal["best"] = 0,
+    agent: Any = None,
+    config: Any = None,
+) -> Policy:
+    """The policy of a run, `(observation [..., *observation], key=None) -> action [..., *action]`; no key: the mode.
+
+    It is `agent.act` with what the run had learned by then, normaliser included, compiled. Arguments and errors are
+    those of `load`.
+    """
+    learned = load(path, step=step, seed=seed, agent=agent, config=config)
+    act = jax.jit(learned.agent.act)
 
     def policy(observation: Any, key: jax.Array | None = None) -> jax.Array:
-        action: jax.Array = act(config, state, observation, key)[0]
+        action: jax.Array = act(learned.config, learned.state, observation, key)[0]
         return action
 
     return policy
