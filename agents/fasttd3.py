@@ -55,6 +55,8 @@ class Config:
     delay: int = struct.field(pytree_node=False, default=2)  # updates of the critics for one of the actor
     num_critics: int = struct.field(pytree_node=False, default=2)  # the smallest of so many
     normalise_observations: bool = struct.field(pytree_node=False, default=True)  # by running moments
+    normalise_rewards: bool = struct.field(pytree_node=False, default=False)  # by returns, into the critic's support
+    network: networks.Network = struct.field(pytree_node=False, default=networks.Plain())  # of both; or SimbaV2()
     hidden_sizes: tuple[int, ...] = struct.field(pytree_node=False, default=(512, 256, 128))  # of the actor
     critic_hidden_sizes: tuple[int, ...] = struct.field(pytree_node=False, default=(1024, 512, 256))  # of each critic
     activation: networks.Activation = struct.field(pytree_node=False, default=nn.relu)  # of both
@@ -77,20 +79,8 @@ class State:
     target: Any  # of the critics
     optimiser: Any  # of "actor" and "critics"
     updates: jax.Array  # [], integer: how many there were
-    normaliser: normalise.Moments | None  # of observations
+    normaliser: normalise.Normaliser | normalise.Moments | None  # of observations, and of rewards
     spec: Spec = struct.field(pytree_node=False)
-
-
-def critics(config: Config, params: Any, observation: jax.Array, action: jax.Array) -> jax.Array:
-    """The outputs [num_critics, ..., size] at a normalised observation and an action in [-1, 1]^A."""
-    outputs: Any = critics_module(config).apply(params, observation, action)
-    return outputs
-
-
-def critics_module(config: Config) -> nn.Module:
-    """The critics side by side."""
-    module = networks.ensemble(sac.Critic, config.num_critics)
-    return module(config.critic_hidden_sizes, config.activation, config.critic.size)
 
 
 def optimiser(config: Config) -> optax.GradientTransformation:
@@ -108,10 +98,10 @@ def init(config: Config, spec: Spec, key: jax.Array) -> State:
     observation, action = spec.observation.zeros(), spec.action.zeros()
     params = {
         "actor": td3.actor_module(config, spec).init(actor_key, observation),
-        "critics": critics_module(config).init(critics_key, observation, action),
+        "critics": sac.critics_module(config).init(critics_key, observation, action),
     }
     optimisers = {name: optimiser(config).init(group) for name, group in params.items()}
-    normaliser = normalise.init(spec.observation) if config.normalise_observations else None
+    normaliser = sac.normaliser(config, spec)
     return State(params, params["critics"], optimisers, jnp.zeros((), jnp.int32), normaliser, spec)
 
 
@@ -138,8 +128,8 @@ def target(config: Config, state: State, window: Transition, key: jax.Array) -> 
     observation = normalise.apply(state.normaliser, ahead.observation)
     action = td3.actor(config, state.spec, state.params, observation)
     action = jnp.clip(action + config.target_noise * jax.random.normal(key, action.shape, action.dtype), -1, 1)
-    outputs = laws.smallest(config.critic, critics(config, state.target, observation, action))
-    return config.critic.targets(outputs, config.reward_scale * ahead.returns, ahead.discount, 0.0)
+    outputs = laws.smallest(config.critic, sac.critics(config, state.target, observation, action))
+    return config.critic.targets(outputs, sac.rewards(config, state, ahead.returns), ahead.discount, 0.0)
 
 
 def critic_loss(
@@ -147,7 +137,7 @@ def critic_loss(
 ) -> tuple[jax.Array, Metrics]:
     """J_Q over the first rows of a window [m, B]."""
     observation = normalise.apply(state.normaliser, window.observation[0])
-    outputs = critics(config, params, observation, policies.to_unit(window.action[0], state.spec.action))
+    outputs = sac.critics(config, params, observation, policies.to_unit(window.action[0], state.spec.action))
     value = jnp.sum(jnp.mean(config.critic.loss(outputs, targets), axis=-1))
     return value, {"critic_loss": value, "value": jnp.mean(Mean()(*config.critic.law(outputs)))}
 
@@ -156,7 +146,7 @@ def actor_loss(params: Any, config: Config, state: State, window: Transition) ->
     """J_pi over the first rows of a window [m, B]."""
     observation = normalise.apply(state.normaliser, window.observation[0])
     action = td3.actor(config, state.spec, {"actor": params}, observation)
-    outputs = critics(config, state.params["critics"], observation, action)
+    outputs = sac.critics(config, state.params["critics"], observation, action)
     return -jnp.mean(jnp.min(Mean()(*config.critic.law(outputs)), axis=0))
 
 
@@ -164,7 +154,7 @@ def improve(config: Config, state: State, window: Transition) -> State:
     """A step of the actor."""
     gradient = jax.grad(actor_loss)(state.params["actor"], config, state, window)
     step, opt_state = optimiser(config).update(gradient, state.optimiser["actor"], state.params["actor"])
-    params = state.params | {"actor": optax.apply_updates(state.params["actor"], step)}
+    params = state.params | {"actor": networks.project(optax.apply_updates(state.params["actor"], step))}
     return dataclasses.replace(state, params=params, optimiser=state.optimiser | {"actor": opt_state})
 
 
@@ -175,7 +165,7 @@ def update(config: Config, state: State, batch: Transition, key: jax.Array) -> t
     old = state.params["critics"]
     gradient, metrics = jax.grad(critic_loss, has_aux=True)(old, config, state, batch, targets)
     step, opt_state = optimiser(config).update(gradient, state.optimiser["critics"], old)
-    new = optax.apply_updates(old, step)
+    new = networks.project(optax.apply_updates(old, step))
     state = dataclasses.replace(
         state,
         params=state.params | {"critics": new},

@@ -54,7 +54,10 @@ class Config:
     risk: Measure = Mean()  # what the actor climbs, of that law; needs Categorical or Quantile
     num_critics: int = struct.field(pytree_node=False, default=2)  # the smallest of so many
     normalise_observations: bool = struct.field(pytree_node=False, default=False)  # by running moments
-    hidden_sizes: tuple[int, ...] = struct.field(pytree_node=False, default=(256, 256))  # of the actor and each critic
+    normalise_rewards: bool = struct.field(pytree_node=False, default=False)  # by returns, into the critic's support
+    network: networks.Network = struct.field(pytree_node=False, default=networks.Plain())  # of both; or SimbaV2()
+    hidden_sizes: tuple[int, ...] = struct.field(pytree_node=False, default=(256, 256))  # of the actor
+    critic_hidden_sizes: tuple[int, ...] | None = struct.field(pytree_node=False, default=None)  # None: as the actor's
     activation: networks.Activation = struct.field(pytree_node=False, default=nn.relu)  # of both
     data: Replay = struct.field(pytree_node=False, default=Replay())  # the last 10^6 transitions, batches of 256
 
@@ -74,7 +77,7 @@ class State:
     params: Any  # "actor", "critics" [num_critics, ...] and "log_temperature" []
     target: Any  # of the critics
     optimiser: optax.OptState
-    normaliser: normalise.Moments | None  # of observations
+    normaliser: normalise.Normaliser | normalise.Moments | None  # of observations, and of rewards
     spec: Spec = struct.field(pytree_node=False)
 
 
@@ -84,13 +87,14 @@ class Actor(nn.Module):
     hidden_sizes: tuple[int, ...]
     activation: networks.Activation
     action: Box  # [-1, 1]^A
+    network: networks.Network = networks.Plain()
 
     @nn.compact
     def __call__(self, observation: jax.Array) -> policies.Distribution:
-        size = policies.vector_size(self.action)
-        features = networks.Torso(observation.shape[-1:], self.hidden_sizes, self.activation)(observation)
-        mean, log_std = jnp.split(nn.Dense(2 * size)(features), 2, axis=-1)
-        return policies.tanh_normal(mean, jnp.clip(log_std, -20, 2), self.action)
+        shape, size = observation.shape[-1:], policies.vector_size(self.action)
+        features = networks.Torso(shape, self.hidden_sizes, self.activation, self.network)(observation)
+        mean, log_std = self.network.heads(features, size, 2)
+        return policies.tanh_normal(mean, self.network.log_std(log_std), self.action)
 
 
 class Critic(nn.Module):
@@ -99,12 +103,13 @@ class Critic(nn.Module):
     hidden_sizes: tuple[int, ...]
     activation: networks.Activation
     size: int
+    network: networks.Network = networks.Plain()
 
     @nn.compact
     def __call__(self, observation: jax.Array, action: jax.Array) -> jax.Array:
         inputs = jnp.concatenate([observation, action], axis=-1)
-        features = networks.MLP(self.hidden_sizes, self.activation)(inputs)
-        return nn.Dense(self.size, kernel_init=networks.weights(1.0))(features)
+        features = self.network.features(self.hidden_sizes, self.activation)(inputs)
+        return self.network.heads(features, self.size)[0]
 
 
 def actor(config: Any, spec: Spec, params: Any, observation: jax.Array) -> policies.Distribution:
@@ -126,15 +131,42 @@ def values(config: Any, outputs: jax.Array) -> jax.Array:
 
 
 def actor_module(config: Any, spec: Spec) -> Actor:
-    """The actor of an agent for bounded actions, from `config.hidden_sizes` and `config.activation`."""
-    if not isinstance(spec.action, Box):
-        raise ValueError(f"expected an action space Box((A,)) with bounds, got {spec.action}; ppo takes both kinds")
-    return Actor(config.hidden_sizes, config.activation, policies.unit_box(spec.action))
+    """The actor of an agent for bounded actions."""
+    return Actor(config.hidden_sizes, config.activation, policies.unit_box(spec.action), network(config))
 
 
 def critics_module(config: Any) -> nn.Module:
     """The critics side by side."""
-    return networks.ensemble(Critic, config.num_critics)(config.hidden_sizes, config.activation, config.critic.size)
+    module = networks.ensemble(Critic, config.num_critics)
+    return module(critic_sizes(config), config.activation, config.critic.size, network(config))
+
+
+def network(config: Any) -> networks.Network:
+    """The architecture of an agent that may leave no choice of it."""
+    chosen: networks.Network = getattr(config, "network", networks.Plain())
+    return chosen
+
+
+def critic_sizes(config: Any) -> tuple[int, ...]:
+    """The hidden sizes of an agent's critics, those of its actor unless it has others."""
+    sizes: tuple[int, ...] | None = getattr(config, "critic_hidden_sizes", None)
+    return config.hidden_sizes if sizes is None else sizes
+
+
+def normaliser(config: Any, spec: Spec) -> normalise.Normaliser | normalise.Moments | None:
+    """What `config.normalise_observations` and `config.normalise_rewards` ask for, before the first step."""
+    observations = normalise.init(spec.observation) if config.normalise_observations else None
+    if not config.normalise_rewards:
+        return observations
+    return normalise.Normaliser(observations, normalise.init_returns(config.data.num_envs))
+
+
+def rewards(config: Any, state: Any, returns: jax.Array) -> jax.Array:
+    """What the critics learn from of rewards, or of sums of them, [...]."""
+    critic, bound = config.critic, jnp.asarray(jnp.inf)
+    if isinstance(critic, laws.Categorical | laws.HLGauss):
+        bound = jnp.maximum(jnp.abs(critic.low), jnp.abs(critic.high))
+    return config.reward_scale * normalise.scale(state.normaliser, returns, bound)
 
 
 def optimiser(config: Any) -> optax.GradientTransformation:
@@ -151,8 +183,7 @@ def init(config: Config, spec: Spec, key: jax.Array) -> State:
         "critics": critics_module(config).init(critics_key, observation, action),
         "log_temperature": jnp.log(jnp.asarray(config.initial_temperature, observation.dtype)),
     }
-    normaliser = normalise.init(spec.observation) if config.normalise_observations else None
-    return State(params, params["critics"], optimiser(config).init(params), normaliser, spec)
+    return State(params, params["critics"], optimiser(config).init(params), normaliser(config, spec), spec)
 
 
 def act(
@@ -171,7 +202,7 @@ def target(config: Config, state: State, window: Transition, key: jax.Array) -> 
     action, log_prob = actor(config, state.spec, state.params, observation).sample_and_log_prob(seed=key)
     outputs = laws.smallest(config.critic, critics(config, state.target, observation, action))
     cost = jnp.exp(state.params["log_temperature"]) * log_prob
-    return config.critic.targets(outputs, config.reward_scale * ahead.returns, ahead.discount, cost)
+    return config.critic.targets(outputs, rewards(config, state, ahead.returns), ahead.discount, cost)
 
 
 def loss(
@@ -211,6 +242,6 @@ def update(config: Config, state: State, batch: Transition, key: jax.Array) -> t
     targets = jax.lax.stop_gradient(target(config, state, batch, target_key))
     gradients, metrics = jax.grad(loss, has_aux=True)(state.params, config, state, batch, targets, action_key)
     step, opt_state = optimiser(config).update(gradients, state.optimiser)
-    params = optax.apply_updates(state.params, step)
+    params = networks.project(optax.apply_updates(state.params, step))
     slow = optax.incremental_update(params["critics"], state.target, config.target_rate)
     return dataclasses.replace(state, params=params, target=slow, optimiser=opt_state), metrics

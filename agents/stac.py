@@ -52,7 +52,10 @@ class Config:
     target_entropy: float | None = None  # nats, of actions in [-1, 1]; None: minus their number, as in the paper
     initial_temperature: float = 0.2  # alpha before the first update
     normalise_observations: bool = struct.field(pytree_node=False, default=False)  # by running moments
-    hidden_sizes: tuple[int, ...] = struct.field(pytree_node=False, default=(256, 256))  # of actor and critic
+    normalise_rewards: bool = struct.field(pytree_node=False, default=False)  # by the spread of returns
+    network: networks.Network = struct.field(pytree_node=False, default=networks.Plain(layer_norm=True))  # or SimbaV2()
+    hidden_sizes: tuple[int, ...] = struct.field(pytree_node=False, default=(256, 256))  # of the actor
+    critic_hidden_sizes: tuple[int, ...] | None = struct.field(pytree_node=False, default=None)  # None: as the actor's
     activation: networks.Activation = struct.field(pytree_node=False, default=nn.relu)  # of both
     data: Replay = struct.field(pytree_node=False, default=Replay(warmup=10_000))  # as in the paper
 
@@ -71,7 +74,7 @@ class State:
     params: Any  # "actor", "critic" and "log_temperature" []
     target: Any  # of the critic
     optimiser: optax.OptState
-    normaliser: normalise.Moments | None  # of observations
+    normaliser: normalise.Normaliser | normalise.Moments | None  # of observations, and of rewards
     spec: Spec = struct.field(pytree_node=False)
 
 
@@ -81,11 +84,12 @@ class Actor(nn.Module):
     hidden_sizes: tuple[int, ...]
     activation: networks.Activation
     action: Box  # [-1, 1]^A
+    network: networks.Network
 
     @nn.compact
     def __call__(self, observation: jax.Array, dropout: Any = None) -> policies.Distribution:
-        features = networks.MLP(self.hidden_sizes, self.activation, layer_norm=True)(observation, dropout)
-        mean, raw = jnp.split(nn.Dense(2 * policies.vector_size(self.action))(features), 2, axis=-1)
+        features = self.network.features(self.hidden_sizes, self.activation)(observation, dropout)
+        mean, raw = self.network.heads(features, policies.vector_size(self.action), 2)
         return policies.tanh_normal(mean, jnp.log(gaussian.std(raw)), self.action)
 
 
@@ -94,12 +98,13 @@ class Critic(nn.Module):
 
     hidden_sizes: tuple[int, ...]
     activation: networks.Activation
+    network: networks.Network
 
     @nn.compact
     def __call__(self, observation: jax.Array, action: jax.Array, dropout: Any) -> tuple[jax.Array, jax.Array]:
         inputs = jnp.concatenate([observation, action], axis=-1)
-        features = networks.MLP(self.hidden_sizes, self.activation, layer_norm=True)(inputs, dropout)
-        mean, raw = jnp.moveaxis(nn.Dense(2, kernel_init=networks.weights(1.0))(features), -1, 0)
+        features = self.network.features(self.hidden_sizes, self.activation)(inputs, dropout)
+        mean, raw = jnp.moveaxis(self.network.heads(features, 2)[0], -1, 0)
         return mean, gaussian.std(raw)
 
 
@@ -116,8 +121,7 @@ def critic(
     config: Config, params: Any, observation: jax.Array, action: jax.Array, key: jax.Array
 ) -> tuple[jax.Array, jax.Array]:
     """Mean and standard deviation [...] at a normalised observation and an action in [-1, 1]^A, under dropout."""
-    module = Critic(config.hidden_sizes, config.activation)
-    law: Any = module.apply(params, observation, action, config.critic_dropout, rngs={"dropout": key})
+    law: Any = _critic(config).apply(params, observation, action, config.critic_dropout, rngs={"dropout": key})
     return law
 
 
@@ -126,7 +130,11 @@ def _actor(config: Config, spec: Spec) -> Actor:
         raise ValueError(
             f"stac needs observations (F,) and actions Box((A,)) with bounds, got {spec}; ppo takes others"
         )
-    return Actor(config.hidden_sizes, config.activation, policies.unit_box(spec.action))
+    return Actor(config.hidden_sizes, config.activation, policies.unit_box(spec.action), config.network)
+
+
+def _critic(config: Config) -> Critic:
+    return Critic(sac.critic_sizes(config), config.activation, config.network)
 
 
 def init(config: Config, spec: Spec, key: jax.Array) -> State:
@@ -135,11 +143,10 @@ def init(config: Config, spec: Spec, key: jax.Array) -> State:
     observation, action = spec.observation.zeros(), spec.action.zeros()
     params = {
         "actor": _actor(config, spec).init(actor_key, observation),
-        "critic": Critic(config.hidden_sizes, config.activation).init(critic_key, observation, action, None),
+        "critic": _critic(config).init(critic_key, observation, action, None),
         "log_temperature": jnp.log(jnp.asarray(config.initial_temperature, observation.dtype)),
     }
-    normaliser = normalise.init(spec.observation) if config.normalise_observations else None
-    return State(params, params["critic"], sac.optimiser(config).init(params), normaliser, spec)
+    return State(params, params["critic"], sac.optimiser(config).init(params), sac.normaliser(config, spec), spec)
 
 
 def act(
@@ -165,7 +172,7 @@ def target(config: Config, state: State, window: Transition, key: jax.Array) -> 
     action, log_prob = policy.sample_and_log_prob(seed=key)
     mean, std = critic(config, state.target, observation, action, critic_key)
     cost = jnp.exp(state.params["log_temperature"]) * log_prob
-    rewards = config.reward_scale * ahead.returns
+    rewards = config.reward_scale * normalise.scale(state.normaliser, ahead.returns)
     return gaussian.one_step_target(rewards, ahead.discount, mean, std, config.pessimism, cost)
 
 
@@ -202,6 +209,6 @@ def update(config: Config, state: State, batch: Transition, key: jax.Array) -> t
     targets = jax.lax.stop_gradient(target(config, state, batch, target_key))
     gradients, metrics = jax.grad(loss, has_aux=True)(state.params, config, state, batch, targets, loss_key)
     step, opt_state = sac.optimiser(config).update(gradients, state.optimiser)
-    params = optax.apply_updates(state.params, step)
+    params = networks.project(optax.apply_updates(state.params, step))
     slow = optax.incremental_update(params["critic"], state.target, config.target_rate)
     return dataclasses.replace(state, params=params, target=slow, optimiser=opt_state), metrics

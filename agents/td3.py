@@ -84,11 +84,13 @@ class Actor(nn.Module):
     hidden_sizes: tuple[int, ...]
     activation: networks.Activation
     action: Box  # [-1, 1]^A
+    network: networks.Network = networks.Plain()
 
     @nn.compact
     def __call__(self, observation: jax.Array) -> jax.Array:
-        features = networks.Torso(observation.shape[-1:], self.hidden_sizes, self.activation)(observation)
-        return jnp.tanh(nn.Dense(policies.vector_size(self.action), kernel_init=networks.weights(1.0))(features))
+        shape, size = observation.shape[-1:], policies.vector_size(self.action)
+        features = networks.Torso(shape, self.hidden_sizes, self.activation, self.network)(observation)
+        return jnp.tanh(self.network.heads(features, size)[0])
 
 
 def actor(config: Any, spec: Spec, params: Any, observation: jax.Array) -> jax.Array:
@@ -98,10 +100,8 @@ def actor(config: Any, spec: Spec, params: Any, observation: jax.Array) -> jax.A
 
 
 def actor_module(config: Any, spec: Spec) -> Actor:
-    """The actor, from `config.hidden_sizes` and `config.activation`."""
-    if not isinstance(spec.action, Box):
-        raise ValueError(f"expected an action space Box((A,)) with bounds, got {spec.action}; ppo takes both kinds")
-    return Actor(config.hidden_sizes, config.activation, policies.unit_box(spec.action))
+    """The actor, from `config.hidden_sizes`, `config.activation` and, where there is one, `config.network`."""
+    return Actor(config.hidden_sizes, config.activation, policies.unit_box(spec.action), sac.network(config))
 
 
 def init(config: Config, spec: Spec, key: jax.Array) -> State:

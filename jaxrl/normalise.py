@@ -1,7 +1,8 @@
-"""Running mean and variance of observations, merged batch by batch.
+r"""Running mean and variance of observations, merged batch by batch; and the scale of rewards.
 
     moments = update(moments, batch)               # count, mean and squared deviations of all that was seen
     network(apply(moments, observation))           # (observation - mean) / std
+    state = refresh(config, state, transitions)    # what the loop does, for whatever `state.normaliser` is
 
 Batches are merged by the parallel formula, from deviations about their own mean, so that float32 stands a mean far
 larger than the deviation. For n new observations, with a their mean less the running mean and N the sum of both counts,
@@ -16,15 +17,32 @@ Two departures from a plain average, for long runs and for broken simulations:
   count is capped at 2^20 times the size of the batch. Beyond that many batches the moments are an exponential average.
 * An observation with an element that is not finite, or of magnitude 1e12 and more (sums of squares would overflow), is
   left out as a whole and not counted, so that the moments stay finite whatever comes. `apply` does not hide it.
+
+Rewards are scaled by what they add up to. With G_t the discounted sum of the rewards so far in an episode,
+
+    G_t = r_t + discount G_{t-1},    G = 0 before its first reward,
+    r -> r / max( sqrt(var G + 1e-8), max |G| / bound ),
+
+G is spread by about 1 and stays within `bound`, the end of a critic's support. Returns, which add up rewards to come
+in the place of those so far, do so nearly: up to a cut, they are at worst 1 + 2 discount times as large. A replay has
+rewards as they came; they are scaled where they are used, the older ones too.
+
+Source: Lee et al. 2025, "Hyperspherical Normalization for Scalable Deep Reinforcement Learning". In its released code,
+an end (termination or truncation) sets G to 0 before its own reward is added, which then counts for the next episode;
+here it does so after. As long as every reward was 0, the code divides by 1e-4; here by 1.
 """
 
 from __future__ import annotations
 
+import math
+from typing import Any
+
 import jax
 import jax.numpy as jnp
 from flax import struct
+from jax.typing import ArrayLike
 
-from jaxrl.types import Box, Space
+from jaxrl.types import Box, Space, Transition
 
 MEMORY = 2.0**20  # batches
 LARGEST = 1e12  # magnitude of an observation's element
@@ -37,6 +55,23 @@ class Moments:
     count: jax.Array  # observations, [] float
     mean: jax.Array  # [*observation]
     m2: jax.Array  # sum of squared deviations from the mean, [*observation]
+
+
+@struct.dataclass
+class Returns:
+    """What is known of the discounted returns G of N environments so far."""
+
+    moments: Moments  # of G after every step
+    largest: jax.Array  # of |G|, [] float
+    running: jax.Array  # G after the last step, 0 where that was an end, [N]
+
+
+@struct.dataclass
+class Normaliser:
+    """The normaliser of an agent that scales its rewards."""
+
+    observations: Moments | None  # if it standardises them too
+    returns: Returns
 
 
 def init(space: Space) -> Moments:
@@ -86,13 +121,15 @@ def variance(moments: Moments) -> jax.Array:
     return moments.m2 / jnp.maximum(moments.count, 1)
 
 
-def apply(moments: Moments | None, observation: jax.Array, clip: float = 10.0) -> jax.Array:
+def apply(moments: Moments | Normaliser | None, observation: jax.Array, clip: float = 10.0) -> jax.Array:
     """Standardised observation `[..., *observation]`, clipped to `clip` standard deviations, in its float dtype.
 
     An element that has not varied beyond rounding (8 eps of its size) is centred and not scaled. Without moments
     (None), or before any observation, the result is the observation itself. Raises ValueError where the last axes of
     the observation are not those of the moments.
     """
+    if isinstance(moments, Normaliser):
+        moments = moments.observations
     if moments is None:
         return observation
     _check("observation", observation, moments)
@@ -102,6 +139,66 @@ def apply(moments: Moments | None, observation: jax.Array, clip: float = 10.0) -
     standardised = (observation - moments.mean) / jnp.where(std > rounding, std, 1)
     result = jnp.where(moments.count > 0, jnp.clip(standardised, -clip, clip), observation)
     return result.astype(observation.dtype) if jnp.issubdtype(observation.dtype, jnp.floating) else result
+
+
+def init_returns(num_envs: int) -> Returns:
+    """Returns of N environments before their first step, in the default float type."""
+    zero = jnp.zeros(())
+    return Returns(Moments(zero, zero, zero), zero, jnp.zeros(num_envs))
+
+
+def update_returns(returns: Returns, batch: Transition, discount: ArrayLike) -> Returns:
+    """Returns after a batch `[T, N]` more, the steps that follow on the last.
+
+    Raises ValueError if the batch is not of so many environments.
+    """
+    num_envs = returns.running.shape[0]
+    if jnp.ndim(batch.reward) != 2 or jnp.shape(batch.reward)[1] != num_envs:
+        raise ValueError(
+            f"batch.reward has shape {jnp.shape(batch.reward)}, expected (T, {num_envs}): the steps, in order, of the "
+            f"{num_envs} environments that normalise.init_returns was given"
+        )
+
+    def step(running: jax.Array, now: tuple[jax.Array, jax.Array]) -> tuple[jax.Array, jax.Array]:
+        reward, ended = now
+        total = (reward + discount * running).astype(running.dtype)
+        return jnp.where(ended, 0, total), total
+
+    running, totals = jax.lax.scan(step, returns.running, (batch.reward, batch.terminated | batch.truncated))
+    magnitude = jnp.abs(totals)
+    largest = jnp.max(jnp.where(magnitude < LARGEST, magnitude, 0), initial=0)
+    return Returns(update(returns.moments, totals), jnp.maximum(returns.largest, largest), running)
+
+
+def scale(normaliser: Moments | Normaliser | None, rewards: jax.Array, bound: ArrayLike = math.inf) -> jax.Array:
+    """Rewards, or sums of them, `[...]`, in units in which G is spread by about 1 and at most `bound`.
+
+        r / max( sqrt(var G + 1e-8), max |G| / bound )
+
+    As they are, if the normaliser knows no returns, or none but 0.
+    """
+    if not isinstance(normaliser, Normaliser):
+        return rewards
+    returns = normaliser.returns
+    spread = jnp.sqrt(variance(returns.moments) + 1e-8)
+    size = jnp.where(returns.largest > 0, jnp.maximum(spread, returns.largest / bound), 1)
+    return rewards / size.astype(rewards.dtype)
+
+
+def refresh(config: Any, state: Any, batch: Transition) -> Any:
+    """The agent's state, with what its normaliser learns from a batch `[T, N]` of `config.data.num_envs` environments.
+
+    The loop calls it once for all that it collects, in order and after the update.
+    """
+    match state.normaliser:
+        case None:
+            return state
+        case Normaliser(observations, returns):
+            observations = None if observations is None else update(observations, batch.observation)
+            new: Any = Normaliser(observations, update_returns(returns, batch, config.discount))
+        case moments:
+            new = update(moments, batch.observation)
+    return state.replace(normaliser=new)
 
 
 def _moments(batch: jax.Array, weights: jax.Array) -> Moments:

@@ -109,10 +109,11 @@ class _TanhNormal:
 def unit_box(box: Space) -> Box:
     """The box [-1, 1]^A that `from_unit` maps to a bounded `box`.
 
-    Raises ValueError for a box that lacks a bound or is not a vector.
+    Raises ValueError for a space that is no box, or one that lacks a bound or is not a vector.
     """
+    if not isinstance(box, Box):
+        raise ValueError(f"expected an action space Box((A,)), got {box}; ppo takes both kinds")
     size = vector_size(box)
-    assert isinstance(box, Box)
     if not np.all(np.isfinite(box.bounds())):
         raise ValueError(f"expected an action space with finite bounds, got low = {box.low} and high = {box.high}")
     return Box((size,), -1.0, 1.0, box.dtype)

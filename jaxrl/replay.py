@@ -276,8 +276,7 @@ def _(
     warmup = jnp.maximum(experience.warmup - data.num_envs, 0)
     ready = (warmup == 0) & jnp.any(num_windows(buffer, data.n_step) > 0)
     state, metrics = _learn(data, agent, config, state, buffer, update_key, ready)
-    if state.normaliser is not None:
-        state = state.replace(normaliser=normalise.update(state.normaliser, batch.observation))
+    state = normalise.refresh(config, state, batch)
     return state, Experience(lanes, buffer, warmup), metrics | rollout.summary(batch)
 
 

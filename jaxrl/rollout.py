@@ -92,8 +92,7 @@ def _(
         experience = dataclasses.replace(experience, ended=everywhere, turn=jnp.full_like(experience.turn, -1))
     experience, batch = collect(env, policy, experience, collect_key, data.length, **proposals)
     state, metrics = agent.update(config, state, batch, update_key)
-    if state.normaliser is not None:
-        state = state.replace(normaliser=normalise.update(state.normaliser, batch.observation))
+    state = normalise.refresh(config, state, batch)
     return state, experience, metrics | summary(batch)
 
 

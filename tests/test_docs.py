@@ -12,7 +12,7 @@ import jax
 import pytest
 from helpers import AGENTS, jax_settings, small
 
-from jaxrl import envs, risk, train
+from jaxrl import envs, networks, risk, train
 from jaxrl.distributional import critics
 from jaxrl.types import Replay, Rollout
 
@@ -116,6 +116,7 @@ def test_the_page_of_an_agent_has_all_its_settings_and_metrics(agent):
         "Rollout": Rollout,
         "Replay": Replay,
         "critics": critics,
+        "networks": networks,
         "risk": risk,
         agent.__name__.rpartition(".")[2]: agent,
     }

@@ -7,7 +7,7 @@ import pytest
 from helpers import small, window
 
 from jaxrl import envs, normalise, train
-from jaxrl.agents import fasttd3, td3
+from jaxrl.agents import fasttd3, sac, td3
 from jaxrl.distributional import critics
 from jaxrl.types import Replay
 
@@ -26,7 +26,7 @@ def test_the_target_is_the_projected_law_of_the_smaller_mean(state):
     config, batch = CONFIG.replace(discount=0.9, target_noise=0.0), window(ENV, 1)
     targets = fasttd3.target(config, state, batch, jax.random.key(5))
     action = td3.actor(config, ENV.spec, state.params, batch.next_observation[0])
-    outputs = fasttd3.critics(config, state.target, batch.next_observation[0], action)
+    outputs = sac.critics(config, state.target, batch.next_observation[0], action)
     probs, support = np.asarray(jax.nn.softmax(outputs)), np.linspace(-3, 3, 13)
     for b in range(6):
         law = probs[int((probs[1, b] @ support) < (probs[0, b] @ support)), b]
@@ -91,6 +91,6 @@ def test_values_of_a_probe():
     known = env.values(discount)
     action, _ = fasttd3.act(config, run.agent, known.observation)
     seen = normalise.apply(run.agent.normaliser, known.observation)
-    outputs = fasttd3.critics(config, run.agent.params["critics"], seen, action)
+    outputs = sac.critics(config, run.agent.params["critics"], seen, action)
     atoms, probs = config.critic.law(outputs)
     np.testing.assert_allclose((atoms * probs).sum(-1), np.tile(known.value, (2, 1)), rtol=0.05, atol=0.05)

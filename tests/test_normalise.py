@@ -2,15 +2,19 @@
 
 from __future__ import annotations
 
+import types
+from typing import Any
+
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from flax import struct
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from jaxrl import normalise
-from jaxrl.types import Box, Discrete
+from jaxrl.types import Box, Discrete, Transition
 
 update = jax.jit(normalise.update)
 merge = jax.jit(normalise.merge)
@@ -201,3 +205,138 @@ def test_wrong_input_is_named() -> None:
         normalise.update(init(), jnp.zeros((4, 3)))
     with pytest.raises(ValueError, match=r"observation has shape \(\), expected \(\.\.\., 2\)"):
         normalise.apply(init(), jnp.zeros(()))
+
+
+# ----------------------------------------------------------------------------- the scale of rewards
+
+update_returns = jax.jit(normalise.update_returns)
+scale = jax.jit(normalise.scale)
+
+
+def episodes(steps: int, lanes: int, seed: int = 0) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """Rewards [T, N] and both kinds of ends, several of each in every lane."""
+    rng = np.random.default_rng(seed)
+    ends = rng.uniform(size=(steps, lanes))
+    return rng.normal(1.0, 2.0, size=(steps, lanes)).astype(np.float32), ends < 0.1, (ends >= 0.1) & (ends < 0.2)
+
+
+def transitions(reward: Any, terminated: Any, truncated: Any) -> Transition:
+    observation = jnp.stack([jnp.asarray(reward, jnp.float32)] * 2, axis=-1)
+    flags = jnp.asarray(terminated), jnp.asarray(truncated)
+    return Transition(observation, observation, jnp.asarray(reward), observation, *flags)
+
+
+def sums(reward: np.ndarray, ended: np.ndarray, discount: float) -> list[float]:
+    """The discounted sum after each step, each written out from the rewards of its own episode."""
+    found = []
+    for lane in range(reward.shape[1]):
+        first = 0
+        for t in range(len(reward)):
+            found.append(sum(discount ** (t - k) * float(reward[k, lane]) for k in range(first, t + 1)))
+            first = t + 1 if ended[t, lane] else first
+    return found
+
+
+def test_returns_are_those_of_each_episode_alone() -> None:
+    """Against all sums written out; ends of both kinds, and the same whatever batches the steps come in."""
+    reward, terminated, truncated = episodes(60, 3)
+    assert terminated.any(0).all() and truncated.any(0).all()
+    expected = np.array(sums(reward, terminated | truncated, 0.9))
+    whole = update_returns(normalise.init_returns(3), transitions(reward, terminated, truncated), 0.9)
+    parts = normalise.init_returns(3)
+    for piece in np.split(np.arange(60), 20):
+        parts = update_returns(parts, transitions(reward[piece], terminated[piece], truncated[piece]), 0.9)
+    for returns in (whole, parts):
+        assert returns.moments.count == 180
+        np.testing.assert_allclose(returns.moments.mean, expected.mean(), rtol=1e-5)
+        np.testing.assert_allclose(normalise.variance(returns.moments), expected.var(), rtol=1e-5)
+        np.testing.assert_allclose(returns.largest, abs(expected).max(), rtol=1e-5)
+    np.testing.assert_allclose(parts.running, whole.running, rtol=1e-6)
+    size = max(expected.std(), abs(expected).max() / 2)
+    assert size > expected.std()  # so that both cases are seen
+    known = normalise.Normaliser(None, whole)
+    np.testing.assert_allclose(scale(known, jnp.float32(3.0), 2.0), 3 / size, rtol=1e-5)
+    np.testing.assert_allclose(scale(known, jnp.float32(3.0)), 3 / expected.std(), rtol=1e-5)
+    np.testing.assert_allclose(abs(scale(known, jnp.asarray(expected, jnp.float32), 2.0)).max(), 2, rtol=1e-5)
+
+
+@pytest.mark.parametrize("kind", ["terminated", "truncated"])
+def test_the_last_reward_counts_for_its_own_episode(kind: str) -> None:
+    """A reward of 100 at the end is nothing to the next episode, and the sum before it is something to this one."""
+    reward, end = np.array([[1.0], [100.0], [1.0], [1.0]], np.float32), np.array([[False], [True], [False], [False]])
+    none = np.zeros_like(end)
+    flags = (end, none) if kind == "terminated" else (none, end)
+    returns = update_returns(normalise.init_returns(1), transitions(reward, *flags), 0.5)
+    np.testing.assert_allclose(returns.running, [1.5])
+    np.testing.assert_allclose(returns.largest, 100.5)
+    np.testing.assert_allclose(returns.moments.mean, (1 + 100.5 + 1 + 1.5) / 4)
+
+
+@settings(max_examples=15, deadline=None)
+@given(st.integers(0, 2**31), st.floats(0, 0.99))
+def test_returns_to_go_are_nearly_in_the_bound(seed: int, discount: float) -> None:
+    """Those of any rewards, by the factor that the module states, up to the end of what was seen."""
+    reward, terminated, _ = episodes(20, 2, seed)
+    reward = reward * np.random.default_rng(seed + 1).choice([-1, 0, 1, 10], size=reward.shape).astype(np.float32)
+    terminated[-1] = True
+    returns = update_returns(normalise.init_returns(2), transitions(reward, terminated, terminated), discount)
+    ahead, largest = np.zeros(2), 0.0
+    for t in reversed(range(20)):
+        ahead = reward[t] + discount * np.where(terminated[t], 0, ahead)
+        largest = max(largest, abs(ahead).max())
+    assert largest <= (1 + 2 * discount) * returns.largest * (1 + 1e-5)
+
+
+def test_rewards_stay_as_they_are_while_nothing_is_known() -> None:
+    rewards = jnp.array([3.0, -2.0])
+    assert normalise.scale(None, rewards) is rewards and normalise.scale(init(), rewards) is rewards
+    zeros = jnp.zeros((4, 1), bool)
+    nothing = normalise.init_returns(1)
+    for returns in (nothing, update_returns(nothing, transitions(np.zeros((4, 1), np.float32), zeros, zeros), 0.9)):
+        np.testing.assert_array_equal(scale(normalise.Normaliser(None, returns), rewards, 5.0), rewards)
+    same = update_returns(nothing, transitions(np.full((4, 1), 7.0, np.float32), ~zeros, zeros), 0.9)
+    np.testing.assert_allclose(scale(normalise.Normaliser(None, same), rewards, 5.0), rewards / 1.4, rtol=1e-5)
+
+
+def test_lanes_of_a_vmap_have_returns_of_their_own() -> None:
+    batches = [transitions(*episodes(20, 3, seed)) for seed in (1, 2)]
+    fresh = jax.tree.map(lambda leaf: jnp.stack([leaf, leaf]), normalise.init_returns(3))
+    stacked = jax.tree.map(lambda *leaves: jnp.stack(leaves), *batches)
+    both = jax.jit(jax.vmap(normalise.update_returns))(fresh, stacked, jnp.array([0.5, 0.9]))
+    for i, discount in enumerate((0.5, 0.9)):
+        alone = update_returns(normalise.init_returns(3), batches[i], discount)
+        jax.tree.map(lambda a, b, i=i: np.testing.assert_allclose(a[i], b, rtol=1e-5, atol=1e-5), both, alone)
+
+
+@pytest.mark.parametrize("observed", [True, False])
+def test_refresh_takes_in_all_that_there_is(observed: bool) -> None:
+    @struct.dataclass
+    class State:
+        normaliser: Any
+
+    config, batch = types.SimpleNamespace(discount=0.9), transitions(*episodes(20, 3))
+    assert normalise.refresh(config, State(None), batch).normaliser is None
+    moments = normalise.refresh(config, State(init()), batch).normaliser
+    jax.tree.map(np.testing.assert_array_equal, moments, normalise.update(init(), batch.observation))
+    both = normalise.Normaliser(init() if observed else None, normalise.init_returns(3))
+    after = normalise.refresh(config, State(both), batch).normaliser
+    assert jax.tree.structure(after) == jax.tree.structure(both)
+    jax.tree.map(np.testing.assert_array_equal, after.observations, moments if observed else None)
+    expected = normalise.update_returns(normalise.init_returns(3), batch, 0.9)
+    jax.tree.map(np.testing.assert_array_equal, after.returns, expected)
+    standardised = normalise.apply(after, batch.observation)
+    np.testing.assert_array_equal(standardised, normalise.apply(moments if observed else None, batch.observation))
+
+
+@pytest.mark.parametrize("dtype", ["float32", "float64"])
+def test_returns_keep_their_type(dtype: str) -> None:
+    with jax.enable_x64(dtype == "float64"):
+        reward, *flags = episodes(4, 3)
+        returns = normalise.init_returns(3)
+        after = jax.eval_shape(normalise.update_returns, returns, transitions(reward.astype(dtype), *flags), 0.9)
+        assert {leaf.dtype.name for leaf in jax.tree.leaves((returns, after))} == {dtype}
+
+
+def test_other_lanes_are_refused() -> None:
+    with pytest.raises(ValueError, match=r"batch.reward has shape \(20, 3\), expected \(T, 4\): the steps, in order"):
+        normalise.update_returns(normalise.init_returns(4), transitions(*episodes(20, 3)), 0.9)

@@ -1,9 +1,11 @@
-"""Networks shared by the agents, as flax.linen modules; leading axes of the input are batch axes."""
+"""The usual networks: dense layers, convolutions, linear outputs, ensembles."""
 
 from __future__ import annotations
 
+import dataclasses
 import math
 from collections.abc import Callable, Sequence
+from typing import Protocol
 
 import flax.linen as nn
 import jax
@@ -24,6 +26,14 @@ def weights(gain: float) -> nn.initializers.Initializer:
     return nn.initializers.variance_scaling(gain, "fan_in", "truncated_normal")
 
 
+def drop(module: nn.Module, x: jax.Array, rate: ArrayLike | None) -> jax.Array:
+    """Dropout with the module's random numbers "dropout", at a `rate` in [0, 1), which may be traced; none for None."""
+    if rate is None:
+        return x
+    kept = jax.random.bernoulli(module.make_rng("dropout"), 1 - jnp.asarray(rate, x.dtype), x.shape)
+    return jnp.where(kept, x / (1 - jnp.asarray(rate, x.dtype)), 0)
+
+
 class MLP(nn.Module):
     """[..., F] -> [..., hidden_sizes[-1]]: dense layers, each followed by layer norm (if asked for) and activation.
 
@@ -39,9 +49,7 @@ class MLP(nn.Module):
     def __call__(self, x: jax.Array, dropout: ArrayLike | None = None) -> jax.Array:
         for size in self.hidden_sizes:
             x = nn.Dense(size, kernel_init=weights(2.0))(x)
-            if dropout is not None:
-                kept = jax.random.bernoulli(self.make_rng("dropout"), 1 - jnp.asarray(dropout, x.dtype), x.shape)
-                x = jnp.where(kept, x / (1 - jnp.asarray(dropout, x.dtype)), 0)
+            x = drop(self, x, dropout)
             x = self.activation(nn.LayerNorm()(x) if self.layer_norm else x)
         return x
 
@@ -96,15 +104,48 @@ def ensemble(module: type[nn.Module], size: int) -> type[nn.Module]:
     )
 
 
-class Torso(nn.Module):
-    """The usual features of an observation: an MLP of a vector [..., F], or of convolutions of an image [..., H, W, C].
+class Network(Protocol):
+    """An architecture, as a static setting of an agent: what is below the outputs of a network, and the outputs."""
 
-    Raises ValueError for observations of other shapes.
+    def features(self, hidden_sizes: Sequence[int], activation: Activation) -> nn.Module:
+        """The module from inputs `[..., F]`, and a rate of dropout or None, to features `[..., hidden_sizes[-1]]`."""
+        ...
+
+    def heads(self, features: jax.Array, size: int, count: int = 1) -> Sequence[jax.Array]:
+        """`count` outputs `[..., size]` of features `[..., F]`; for a compact method, whose parameters they add to."""
+        ...
+
+    def log_std(self, output: jax.Array) -> jax.Array:
+        """The logarithm of a standard deviation from an output `[...]`."""
+        ...
+
+
+@dataclasses.dataclass(frozen=True)
+class Plain:
+    """An `MLP`, with layer norm if asked for, and linear outputs of weights of variance 1 / F."""
+
+    layer_norm: bool = False
+
+    def features(self, hidden_sizes: Sequence[int], activation: Activation) -> nn.Module:
+        return MLP(hidden_sizes, activation, self.layer_norm)
+
+    def heads(self, features: jax.Array, size: int, count: int = 1) -> Sequence[jax.Array]:
+        return jnp.split(nn.Dense(count * size, kernel_init=weights(1.0))(features), count, axis=-1)
+
+    def log_std(self, output: jax.Array) -> jax.Array:
+        return jnp.clip(output, -20, 2)
+
+
+class Torso(nn.Module):
+    """Features of an observation: a network, an MLP by default, of a vector [..., F], or of convolutions of an image.
+
+    Raises ValueError for observations of other shapes than (F,) and (height, width, channels).
     """
 
     observation_shape: tuple[int, ...]
     hidden_sizes: Sequence[int]
     activation: Activation = nn.tanh
+    network: Network = Plain()
 
     @nn.compact
     def __call__(self, x: jax.Array) -> jax.Array:
@@ -115,4 +156,4 @@ class Torso(nn.Module):
             )
         if len(self.observation_shape) == 3:
             x = Convolutions()(x)
-        return MLP(self.hidden_sizes, self.activation)(x)
+        return self.network.features(self.hidden_sizes, self.activation)(x)
