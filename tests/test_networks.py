@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 import scipy.signal
 
-from jaxrl.networks import MLP, Convolutions, Scalar, Torso, ensemble
+from jaxrl.networks import MLP, Convolutions, Plain, Scalar, SimbaV2, Torso, ensemble
 
 
 def init(module: nn.Module, x: jax.Array) -> Any:
@@ -209,6 +209,43 @@ def test_torso_says_what_it_takes(shape: tuple[int, ...]) -> None:
         ValueError, match=r"observations have shape \(.*\), expected a vector \(F,\) or an image .*wrapper"
     ):
         Torso(shape, (5,)).init(jax.random.key(3), jnp.zeros(shape))
+
+
+# --------------------------------------------------------------------------------------- architectures
+
+
+@pytest.mark.parametrize("layer_norm", [False, True])
+def test_plain_is_an_mlp_with_linear_outputs(layer_norm: bool) -> None:
+    network = Plain(layer_norm)
+
+    class Whole(nn.Module):
+        @nn.compact
+        def __call__(self, x: jax.Array) -> Any:
+            return network.heads(network.features((5, 4), nn.relu)(x), 3, 2)
+
+    x = data(7, 3)
+    params = parameters(Whole(), x, 10)
+    features = apply(MLP((5, 4), nn.relu, layer_norm), {"params": params["params"]["MLP_0"]}, x)
+    head = params["params"]["Dense_0"]
+    expected = np.asarray(features) @ head["kernel"] + head["bias"]
+    first, second = apply(Whole(), params, x)
+    np.testing.assert_allclose(first, expected[:, :3], rtol=1e-5, atol=1e-6)
+    np.testing.assert_allclose(second, expected[:, 3:], rtol=1e-5, atol=1e-6)
+    np.testing.assert_array_equal(network.log_std(jnp.array([-50.0, 0.5, 50.0])), jnp.array([-20.0, 0.5, 2.0]))
+
+
+def test_architectures_are_told_apart_and_found_again() -> None:
+    """They are static settings: equal ones must compile once, others must not be taken for each other."""
+    assert Plain() == Plain() and hash(SimbaV2()) == hash(SimbaV2()) and SimbaV2() == SimbaV2()
+    assert len({Plain(), Plain(layer_norm=True), SimbaV2()}) == 3
+
+
+def test_torso_takes_another_architecture() -> None:
+    module = Torso((3,), (5,), nn.relu, SimbaV2())
+    x = data(7, 3)
+    params = init(module, x)
+    assert set(shapes(params)) == {"Encoder_0"}
+    np.testing.assert_allclose(np.linalg.norm(apply(module, params, x), axis=-1), 1, rtol=1e-5)
 
 
 # ---------------------------------------------------------------------------------------------- all of them
