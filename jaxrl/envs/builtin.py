@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any
 
-from jaxrl.envs import bandit, control, fishery, probes, tiny
+from jaxrl.envs import bandit, control, fishery, probes, randomised, risky, tiny
 from jaxrl.types import Environment
 
 ENVIRONMENTS: dict[str, Callable[..., Environment]] = {
@@ -16,6 +16,10 @@ ENVIRONMENTS: dict[str, Callable[..., Environment]] = {
     "mountain_car": control.MountainCar,
     "random_walk": control.RandomWalk,
     "fishery": fishery.Fishery,
+    "cartpole_swing_up": randomised.CartPoleSwingUp,
+    "inclined_plane": randomised.InclinedPlane,
+    "risky_point_mass": risky.RiskyPointMass,
+    "two_paths": risky.TwoPaths,
     "probe_constant": probes.Constant,
     "probe_observation": probes.Observation,
     "probe_discount": probes.Discount,
