@@ -1,12 +1,14 @@
-"""Figures: learning curves over seeds, with what the line and the band are written beside them.
+"""Figures: learning curves over seeds, with what the line and the band are written beside them; returns over models.
 
 matplotlib is imported where it is used and never through pyplot: no global state, no window, any thread.
 """
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from numpy.typing import ArrayLike
@@ -73,6 +75,97 @@ def curves(
     axes.grid(color="0.92", linewidth=0.8)
     axes.spines[["top", "right"]].set_visible(False)
     figure.legend(loc="outside lower center", ncols=columns, frameon=False, title=_caption(statistic, counts))
+    Path(path).parent.mkdir(parents=True, exist_ok=True)
+    figure.savefig(path, bbox_inches="tight")
+
+
+def heat_map(
+    path: str | Path,
+    x: ArrayLike,
+    y: ArrayLike,
+    values: ArrayLike,
+    *,
+    xlabel: str,
+    ylabel: str,
+    label: str,
+    title: str | None = None,
+    marks: Mapping[str, tuple[float, float]] | None = None,
+) -> None:
+    """Draw values over two parameters into a file, whose suffix names the format: a cell about each point of a grid.
+
+    - `x`: [X], the values of one parameter, increasing; `y`: [Y], those of the other.
+    - `values`: [X, Y], such as `evaluate.grid(...).means.reshape(X, Y)`; what is not finite stays white.
+    - `label`: what the values are, beside their scale.
+    - `marks`: points (x, y) by their label, such as the nominal model and the worst one.
+
+    Raises ValueError for shapes that do not fit, and for parameters that do not increase.
+    """
+    from matplotlib.figure import Figure
+
+    x, y, values = np.asarray(x, float), np.asarray(y, float), np.asarray(values, float)
+    if x.ndim != 1 or y.ndim != 1 or values.shape != x.shape + y.shape or values.size == 0:
+        raise ValueError(
+            f"values has shape {values.shape}, x {x.shape} and y {y.shape}, expected [X, Y], [X] and [Y], with at "
+            f"least one of each; the means over a grid [X * Y] need a reshape(X, Y)"
+        )
+    if not (np.all(np.diff(x) > 0) and np.all(np.diff(y) > 0)):
+        raise ValueError(f"x and y must increase, got x = {x} and y = {y}")
+    figure = Figure(figsize=(5.6, 4.4), dpi=150, layout="constrained")
+    axes = figure.add_subplot()
+    cells = axes.pcolormesh(x, y, np.ma.masked_invalid(values.T), shading="nearest", cmap="viridis")
+    figure.colorbar(cells, label=label)
+    for (name, (at_x, at_y)), marker in zip((marks or {}).items(), itertools.cycle("oX^sD"), strict=False):
+        style: dict[str, Any] = {"color": "white", "markeredgecolor": "black", "markersize": 8, "linestyle": "none"}
+        axes.plot(at_x, at_y, marker=marker, label=name, clip_on=False, zorder=3, **style)
+    if marks:
+        figure.legend(loc="outside lower center", ncols=3, frameon=False)
+    axes.set(xlabel=xlabel, ylabel=ylabel, title=title or "")
+    Path(path).parent.mkdir(parents=True, exist_ok=True)
+    figure.savefig(path, bbox_inches="tight")
+
+
+def profiles(
+    path: str | Path,
+    series: Mapping[str, ArrayLike],
+    *,
+    ylabel: str,
+    title: str | None = None,
+    statistic: stats.Statistic = stats.mean,
+) -> None:
+    """Draw how good policies are from their worst model to their best into a file.
+
+    `series` maps a label to the mean returns in each model, [seeds, models] or [models], in any order, such as
+    `evaluate.grid(...).means`: each seed has its own order. A line is the `statistic` over seeds, and the band about it
+    a 95 % bootstrap interval; its left end is the worst case of the grid, which noise biases downwards.
+
+    Raises ValueError for an empty `series` and for other shapes.
+    """
+    from matplotlib.figure import Figure
+    from matplotlib.ticker import PercentFormatter
+
+    if not series:
+        raise ValueError("series is empty, expected {label: mean returns [seeds, models]}")
+    drawn = {}
+    for label, means in series.items():
+        drawn[label] = np.sort(np.atleast_2d(np.asarray(means, float)), axis=-1)
+        if drawn[label].ndim != 2 or 0 in drawn[label].shape:
+            raise ValueError(f"series[{label!r}] has shape {np.shape(means)}, expected [seeds, models] or [models]")
+    counts = {len(means) for means in drawn.values()}
+    figure = Figure(figsize=(6.4, 4.2), dpi=150, layout="constrained")
+    axes = figure.add_subplot()
+    for i, (label, means) in enumerate(drawn.items()):
+        colour, dashes = COLOURS[i % len(COLOURS)], DASHES[i % len(DASHES)]
+        name = label if len(counts) == 1 else f"{label} ({_seeds(len(means))})"
+        share = (np.arange(means.shape[1]) + 0.5) / means.shape[1]
+        axes.plot(share, statistic(means, axis=0), color=colour, linestyle=dashes, label=name)
+        if len(means) > 1:
+            band = stats.bootstrap_interval(means, statistic)
+            axes.fill_between(share, *band, color=colour, alpha=0.2, linewidth=0)
+    axes.set(xlabel="models, from the worst to the best", ylabel=ylabel, title=title or "", xlim=(0, 1))
+    axes.xaxis.set_major_formatter(PercentFormatter(1))
+    axes.grid(color="0.92", linewidth=0.8)
+    axes.spines[["top", "right"]].set_visible(False)
+    figure.legend(loc="outside lower center", ncols=2, frameon=False, title=_caption(statistic, counts))
     Path(path).parent.mkdir(parents=True, exist_ok=True)
     figure.savefig(path, bbox_inches="tight")
 

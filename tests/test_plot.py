@@ -138,3 +138,53 @@ def test_bad_input_is_named(tmp_path: Path, series: Any, message: str) -> None:
     with pytest.raises(ValueError, match=message):
         plot.curves(tmp_path / "a.png", series, **LABELS)
     assert not list(tmp_path.iterdir())
+
+
+# ------------------------------------------------------------------------------------ over models
+
+X, Y = np.array([0.5, 1.0, 2.0]), np.array([1.0, 3.0])
+VALUES = np.arange(6.0).reshape(3, 2)
+AXES: dict[str, Any] = {"xlabel": "mass, kg", "ylabel": "length, m", "label": "mean return"}
+
+
+def test_a_cell_of_the_heat_map_is_the_value_of_its_model(tmp_path: Path, figures: Any) -> None:
+    values = VALUES.copy()
+    values[0, 1] = np.nan
+    plot.heat_map(tmp_path / "a" / "map.png", X, Y, values, title="T", marks={"nominal": (1.0, 3.0)}, **AXES)
+    axes, scale = figures[0].axes
+    drawn = np.ma.getdata(axes.collections[0].get_array()).reshape(2, 3)  # rows are y
+    hidden = np.ma.getmaskarray(axes.collections[0].get_array()).reshape(2, 3)
+    np.testing.assert_array_equal(hidden, np.isnan(values.T))
+    np.testing.assert_array_equal(drawn[~hidden], values.T[~hidden])
+    corners = axes.collections[0].get_coordinates()
+    np.testing.assert_allclose(corners[0, :, 0], [0.25, 0.75, 1.5, 2.5])  # edges half way between the points
+    assert (axes.get_xlabel(), axes.get_ylabel(), scale.get_ylabel()) == tuple(AXES.values())
+    np.testing.assert_array_equal(axes.lines[0].get_xydata(), [[1.0, 3.0]])
+    assert [text.get_text() for text in figures[0].legends[0].get_texts()] == ["nominal"]
+    assert (tmp_path / "a" / "map.png").stat().st_size > 1000
+
+
+def test_a_profile_has_the_models_of_each_seed_in_its_own_order(tmp_path: Path, figures: Any) -> None:
+    means = np.array([[3.0, 1.0, 2.0, 0.0], [0.0, 5.0, 6.0, 7.0]])
+    plot.profiles(tmp_path / "p.svg", {"sac": means, "ppo": means[0]}, ylabel="mean return")
+    axes = figures[0].axes[0]
+    np.testing.assert_allclose(axes.lines[0].get_xydata()[:, 0], [0.125, 0.375, 0.625, 0.875])
+    np.testing.assert_allclose(axes.lines[0].get_xydata()[:, 1], np.sort(means, 1).mean(0))
+    np.testing.assert_allclose(axes.lines[1].get_xydata()[:, 1], [0, 1, 2, 3])
+    low, high = stats.bootstrap_interval(np.sort(means, 1), stats.mean)
+    corners = {tuple(corner) for corner in np.round(axes.collections[0].get_paths()[0].vertices, 9)}
+    assert corners >= {(0.125, round(float(low[0]), 9)), (0.125, round(float(high[0]), 9))}
+    assert len(axes.collections) == 1  # one seed has no band
+    texts = [text.get_text() for text in figures[0].legends[0].get_texts()]
+    assert texts == ["sac (2 seeds)", "ppo (1 seed)"]
+
+
+def test_shapes_that_do_not_fit_are_refused(tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match=r"values has shape \(2, 3\), x \(3,\) and y \(2,\), expected \[X, Y\]"):
+        plot.heat_map(tmp_path / "a.png", X, Y, VALUES.T, **AXES)
+    with pytest.raises(ValueError, match="x and y must increase"):
+        plot.heat_map(tmp_path / "a.png", X[::-1], Y, VALUES, **AXES)
+    with pytest.raises(ValueError, match="series is empty"):
+        plot.profiles(tmp_path / "a.png", {}, ylabel="return")
+    with pytest.raises(ValueError, match=r"series\['a'\] has shape \(1, 2, 3\), expected \[seeds, models\]"):
+        plot.profiles(tmp_path / "a.png", {"a": np.ones((1, 2, 3))}, ylabel="return")
