@@ -1,4 +1,4 @@
-"""Figures: learning curves over seeds, with what the line and the band are written beside them; returns over models.
+"""Figures: learning curves over seeds, returns over models, laws of the return, posteriors of a gradient.
 
 matplotlib is imported where it is used and never through pyplot: no global state, no window, any thread.
 """
@@ -72,11 +72,9 @@ def curves(
 
     axes.set(xlabel=xlabel, ylabel=ylabel, title=title or "")
     axes.xaxis.set_major_formatter(EngFormatter(sep=""))
-    axes.grid(color="0.92", linewidth=0.8)
-    axes.spines[["top", "right"]].set_visible(False)
+    _frame(axes)
     figure.legend(loc="outside lower center", ncols=columns, frameon=False, title=_caption(statistic, counts))
-    Path(path).parent.mkdir(parents=True, exist_ok=True)
-    figure.savefig(path, bbox_inches="tight")
+    _save(figure, path)
 
 
 def heat_map(
@@ -120,8 +118,7 @@ def heat_map(
     if marks:
         figure.legend(loc="outside lower center", ncols=3, frameon=False)
     axes.set(xlabel=xlabel, ylabel=ylabel, title=title or "")
-    Path(path).parent.mkdir(parents=True, exist_ok=True)
-    figure.savefig(path, bbox_inches="tight")
+    _save(figure, path)
 
 
 def profiles(
@@ -163,9 +160,115 @@ def profiles(
             axes.fill_between(share, *band, color=colour, alpha=0.2, linewidth=0)
     axes.set(xlabel="models, from the worst to the best", ylabel=ylabel, title=title or "", xlim=(0, 1))
     axes.xaxis.set_major_formatter(PercentFormatter(1))
+    _frame(axes)
+    figure.legend(loc="outside lower center", ncols=2, frameon=False, title=_caption(statistic, counts))
+    _save(figure, path)
+
+
+def laws(
+    path: str | Path,
+    series: Mapping[str, tuple[ArrayLike, ArrayLike]],
+    *,
+    xlabel: str,
+    title: str | None = None,
+    samples: Mapping[str, ArrayLike] | None = None,
+) -> None:
+    """Draw distribution functions into a file: of laws that were learned, beside samples.
+
+    `series` maps a label to atoms `[n]` and their probabilities `[n]`, such as those of a critic at one state and
+    action; `samples` maps a label to numbers `[m]`, such as returns of episodes from there, drawn in grey.
+
+    Raises ValueError if there is nothing to draw, for shapes that do not fit, and for probabilities that are negative
+    or do not sum to 1.
+    """
+    from matplotlib.figure import Figure
+
+    samples = samples or {}
+    if not series and not samples:
+        raise ValueError("series is empty, expected {label: (atoms [n], probs [n])}")
+    figure = Figure(figsize=(6.4, 4.2), dpi=150, layout="constrained")
+    axes = figure.add_subplot()
+    for i, (label, (atoms, probs)) in enumerate(series.items()):
+        atoms, probs = np.asarray(atoms, float), np.asarray(probs, float)
+        if atoms.ndim != 1 or atoms.shape != probs.shape or not atoms.size:
+            raise ValueError(f"series[{label!r}] has shapes {atoms.shape} and {probs.shape}, expected [n] and [n]")
+        if np.any(probs < 0) or abs(probs.sum() - 1) > 1e-3:
+            raise ValueError(
+                f"series[{label!r}] has probabilities that sum to {probs.sum():.6g}, expected 1, none below 0"
+            )
+        dashes = DASHES[i % len(DASHES)]
+        axes.ecdf(atoms, weights=probs, color=COLOURS[i % len(COLOURS)], linestyle=dashes, label=label)
+    for i, (label, values) in enumerate(samples.items()):
+        values = np.asarray(values, float).ravel()
+        if not values.size or not np.all(np.isfinite(values)):
+            raise ValueError(f"samples[{label!r}] has {values.size} numbers, expected at least one, all of them finite")
+        dashes = REFERENCE_DASHES[i % len(REFERENCE_DASHES)]
+        axes.ecdf(values, color="0.4", linestyle=dashes, zorder=1, label=f"{label} ({len(values)})")
+    axes.set(xlabel=xlabel, ylabel="probability of at most so much", title=title or "", ylim=(0, 1.02))
+    _frame(axes)
+    figure.legend(loc="outside lower center", ncols=2, frameon=False)
+    _save(figure, path)
+
+
+def ellipses(
+    path: str | Path,
+    series: Mapping[str, tuple[ArrayLike, ArrayLike]],
+    *,
+    xlabel: str,
+    ylabel: str,
+    title: str | None = None,
+    level: float = 0.9,
+    points: Mapping[str, ArrayLike] | None = None,
+) -> None:
+    """Draw normal laws in the plane as the ellipses that hold a share `level` of each, into a file.
+
+        (x - mean)^T covariance^-1 (x - mean) <= -2 log(1 - level)
+
+    `series` maps a label to a mean `[2]` and a covariance `[2, 2]`: two coordinates of a posterior of the policy
+    gradient, say. `points` maps a label to points `[2]` or `[n, 2]`, such as the gradient that is known, or estimates.
+
+    Raises ValueError for an empty `series`, other shapes, a level outside (0, 1), and a covariance that is not
+    symmetric and positive semidefinite.
+    """
+    from matplotlib.figure import Figure
+
+    if not series:
+        raise ValueError("series is empty, expected {label: (mean [2], covariance [2, 2])}")
+    if not 0 < level < 1:
+        raise ValueError(f"level must lie between 0 and 1, got {level}")
+    turn = np.linspace(0, 2 * np.pi, 361)
+    circle = np.sqrt(-2 * np.log(1 - level)) * np.stack([np.cos(turn), np.sin(turn)])
+    figure = Figure(figsize=(5.6, 5.4), dpi=150, layout="constrained")
+    axes = figure.add_subplot()
+    for i, (label, (mean, covariance)) in enumerate(series.items()):
+        mean, covariance = np.asarray(mean, float), np.asarray(covariance, float)
+        if mean.shape != (2,) or covariance.shape != (2, 2):
+            raise ValueError(
+                f"series[{label!r}] has shapes {mean.shape} and {covariance.shape}, expected [2] and [2, 2]"
+            )
+        values, vectors = np.linalg.eigh(covariance)
+        rounding = 1e-6 * max(values.max(), 0.0)
+        if not np.allclose(covariance, covariance.T, atol=rounding) or values.min() < -rounding:
+            raise ValueError(f"series[{label!r}] has a covariance that is not symmetric and positive semidefinite")
+        line = mean[:, None] + (vectors * np.sqrt(np.maximum(values, 0))) @ circle
+        colour = COLOURS[i % len(COLOURS)]
+        axes.plot(*line, color=colour, linestyle=DASHES[i % len(DASHES)], label=label)
+        axes.plot(*mean, color=colour, marker="+", markersize=8)
+    for label, at in (points or {}).items():
+        at = np.asarray(at, float).reshape(-1, 2)
+        axes.plot(*at.T, color="0.3", marker="x" if len(at) == 1 else ".", linestyle="", markersize=6, label=label)
+    axes.set(xlabel=xlabel, ylabel=ylabel, title=title or "")
+    _frame(axes)
+    figure.legend(loc="outside lower center", ncols=2, frameon=False, title=f"{100 * level:g} % of each law")
+    _save(figure, path)
+
+
+def _frame(axes: Any) -> None:
     axes.grid(color="0.92", linewidth=0.8)
     axes.spines[["top", "right"]].set_visible(False)
-    figure.legend(loc="outside lower center", ncols=2, frameon=False, title=_caption(statistic, counts))
+
+
+def _save(figure: Any, path: str | Path) -> None:
     Path(path).parent.mkdir(parents=True, exist_ok=True)
     figure.savefig(path, bbox_inches="tight")
 

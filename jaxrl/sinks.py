@@ -1,5 +1,6 @@
 """The record of a run for other tools. They read `metrics.jsonl`; nothing in training knows of them.
 
+    sinks.console("runs/pendulum")                           # a table; plain text where there is no terminal
     sinks.tensorboard("runs/pendulum")                       # then: tensorboard --logdir runs/pendulum/tensorboard
     sinks.wandb("runs/pendulum", project="pendulum")         # mode="offline" keeps it on this machine
 
@@ -13,9 +14,9 @@ from __future__ import annotations
 import json
 import os
 import shutil
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import Any, Literal
+from typing import IO, Any, Literal
 
 import numpy as np
 
@@ -46,6 +47,49 @@ def points(run_dir: StrPath, *, together: bool = False) -> Iterator[tuple[str, l
                 if np.isfinite(value):
                     rows.setdefault(step, {})[name] = value
         yield "seeds" if together else f"seed_{seed}", sorted(rows.items())
+
+
+def console(
+    run_dir: StrPath,
+    metrics: Sequence[str] | None = None,
+    *,
+    together: bool = True,
+    last: int = 10,
+    file: IO[str] | None = None,
+) -> None:
+    """Print the last points of a record: a table on a terminal, and elsewhere plain lines of columns apart by tabs.
+
+    - `metrics`: their names; the return of episodes and of evaluations by default.
+    - `together`: all seeds with their band, or each by itself.
+    - `last`: how many points in time.
+    - `file`: standard output by default.
+
+    Raises ValueError as `log.read` does, and for metrics of which the record has none, naming those it has.
+    """
+    from rich.console import Console
+    from rich.table import Column, Table
+
+    lanes = list(points(run_dir, together=together))
+    there = sorted({name for _, rows in lanes for _, values in rows for name in values})
+    asked = ["episode_return", "evaluation/greedy"] if metrics is None else list(metrics)
+    unknown = [name for name in asked if name not in there]
+    if unknown and metrics is not None:
+        raise ValueError(f"{run_dir} has no metric {', '.join(unknown)}; it has {', '.join(there)}")
+    names = [part for name in asked for part in (name, f"{name}/low", f"{name}/high") if part in there]
+    lines = [
+        [lane, f"{step:,}", *(f"{values[name]:.5g}" if name in values else "" for name in names)]
+        for lane, rows in lanes
+        for step, values in [row for row in rows if any(name in row[1] for name in names)][-last:]
+    ]
+    out = Console(file=file)
+    if not out.is_terminal:
+        for line in [["seeds", "steps", *names], *lines]:
+            print("\t".join(line), file=file)
+        return
+    table = Table("seeds", *(Column(name, justify="right") for name in ("steps", *names)), title=str(run_dir))
+    for line in lines:
+        table.add_row(*line)
+    out.print(table)
 
 
 def tensorboard(run_dir: StrPath, into: StrPath | None = None, *, together: bool = False) -> Path:

@@ -188,3 +188,53 @@ def test_shapes_that_do_not_fit_are_refused(tmp_path: Path) -> None:
         plot.profiles(tmp_path / "a.png", {}, ylabel="return")
     with pytest.raises(ValueError, match=r"series\['a'\] has shape \(1, 2, 3\), expected \[seeds, models\]"):
         plot.profiles(tmp_path / "a.png", {"a": np.ones((1, 2, 3))}, ylabel="return")
+
+
+# ------------------------------------------------------------------------------------------- laws
+
+
+def test_a_law_is_drawn_as_its_distribution_function(tmp_path: Path, figures: Any) -> None:
+    atoms, probs = [2.0, -1.0, 0.5], [0.5, 0.2, 0.3]
+    plot.laws(tmp_path / "laws.png", {"critic": (atoms, probs)}, xlabel="return", samples={"episodes": [0.0, 1.0]})
+    learned, sampled = figures[0].axes[0].lines
+    np.testing.assert_allclose(learned.get_xydata(), [[-1, 0], [-1, 0.2], [0.5, 0.5], [2, 1]])
+    np.testing.assert_allclose(sampled.get_xydata(), [[0, 0], [0, 0.5], [1, 1]])
+    assert [text.get_text() for text in figures[0].legends[0].get_texts()] == ["critic", "episodes (2)"]
+
+
+def test_an_ellipse_holds_its_share_of_the_law(tmp_path: Path, figures: Any) -> None:
+    mean, covariance = np.array([1.0, -2.0]), np.array([[2.0, 0.9], [0.9, 0.5]])
+    plot.ellipses(
+        tmp_path / "e.png", {"posterior": (mean, covariance)}, xlabel="a", ylabel="b", level=0.8, points={"true": mean}
+    )
+    line = figures[0].axes[0].lines[0].get_xydata()
+    draws = np.random.default_rng(0).multivariate_normal(mean, covariance, 20_000)
+    from matplotlib.path import Path as Outline
+
+    assert abs(Outline(line).contains_points(draws).mean() - 0.8) < 0.01
+    assert [text.get_text() for text in figures[0].legends[0].get_texts()] == ["posterior", "true"]
+
+
+@pytest.mark.parametrize(
+    ("call", "message"),
+    [
+        (lambda path: plot.laws(path, {}, xlabel="x"), "series is empty"),
+        (lambda path: plot.laws(path, {"a": ([1.0], [0.5])}, xlabel="x"), r"\['a'\] has probabilities that sum to 0.5"),
+        (lambda path: plot.laws(path, {"a": ([1.0, 2.0], [1.0])}, xlabel="x"), r"shapes \(2,\) and \(1,\)"),
+        (lambda path: plot.laws(path, {}, xlabel="x", samples={"b": [np.nan]}), r"samples\['b'\] has 1 numbers"),
+        (lambda path: plot.ellipses(path, {}, xlabel="x", ylabel="y"), "series is empty"),
+        (
+            lambda path: plot.ellipses(path, {"a": ([0, 0], -np.eye(2))}, xlabel="x", ylabel="y"),
+            "not symmetric and pos",
+        ),
+        (
+            lambda path: plot.ellipses(path, {"a": ([0, 0], [1, 1])}, xlabel="x", ylabel="y"),
+            r"expected \[2\] and \[2, 2\]",
+        ),
+        (lambda path: plot.ellipses(path, {"a": ([0, 0], np.eye(2))}, xlabel="x", ylabel="y", level=90), "got 90"),
+    ],
+)
+def test_laws_that_are_none_are_refused(tmp_path: Path, call: Any, message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        call(tmp_path / "a.png")
+    assert not list(tmp_path.iterdir())

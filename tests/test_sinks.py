@@ -70,6 +70,24 @@ def test_seeds_together_have_a_band(run_dir, tmp_path):
     assert ("episode_return", 10) not in found  # of one seed it is missing
 
 
+def test_the_console_gets_columns_and_a_terminal_a_table(run_dir, capsys, monkeypatch):
+    sinks.console(run_dir, ["entropy"], together=False, last=2)
+    lines = [line.split("\t") for line in capsys.readouterr().out.splitlines()]
+    assert lines[0] == ["seeds", "steps", "entropy"]
+    entropy = log.read(run_dir)["entropy"]
+    expected = [[f"seed_{i}", str(step), entropy[i, at]] for i in range(3) for at, step in ((1, 20), (2, 30))]
+    assert [line[:2] for line in lines[1:]] == [row[:2] for row in expected]
+    np.testing.assert_allclose([float(line[2]) for line in lines[1:]], [row[2] for row in expected], rtol=1e-4)
+    sinks.console(run_dir)
+    assert "episode_return\tepisode_return/low\tepisode_return/high\tevaluation/greedy" in capsys.readouterr().out
+    monkeypatch.setenv("FORCE_COLOR", "1")
+    monkeypatch.setenv("COLUMNS", "160")
+    sinks.console(run_dir)
+    assert "┃" in capsys.readouterr().out
+    with pytest.raises(ValueError, match="has no metric returns; it has entropy, entropy/high, entropy/low"):
+        sinks.console(run_dir, ["returns"])
+
+
 @pytest.mark.filterwarnings("ignore")  # W&B's own
 def test_wandb_runs_offline(run_dir, monkeypatch):
     for name in ("WANDB_SILENT", "WANDB_DISABLE_GIT", "WANDB_DISABLE_CODE"):

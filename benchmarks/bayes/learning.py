@@ -2,6 +2,7 @@
 
     python benchmarks/bayes/learning.py linear-quadratic    # minutes: the problem of the paper, M = 5 and 20 episodes
     python benchmarks/bayes/learning.py pendulum            # a quarter of an hour: dbqpg on Brax's inverted pendulum
+    python benchmarks/bayes/learning.py reacher             # minutes: on Brax's reacher
 
 writes learning-NAME.json (settings, versions, raw results) and learning-NAME.png beside this file.
 """
@@ -205,29 +206,31 @@ def figure(path, results, optimum):
     canvas.savefig(path, bbox_inches="tight")
 
 
-# -------------------------------------------------------------------------------------- pendulum
+# ------------------------------------------------------------------------------------------ Brax
 
-SEEDS, STEPS = 16, 163_840
-PENDULUM = dbqpg.Config(learning_rate=3e-3, max_kl=0.03, data=Rollout(num_envs=64, length=32))
+STEPS = 163_840
+TASKS = {"pendulum": ("inverted_pendulum", 16), "reacher": ("reacher", 8)}  # environment, seeds
+CONFIG = dbqpg.Config(learning_rate=3e-3, max_kl=0.03, data=Rollout(num_envs=64, length=32))
 AGENTS = {
-    "dbqpg": PENDULUM,
-    "plain (quadrature=False)": PENDULUM.replace(quadrature=False),
+    "dbqpg": CONFIG,
+    "plain (quadrature=False)": CONFIG.replace(quadrature=False),
 }
 
 
-def pendulum():
+def deep(task):
     """DBQPG and its plain counterpart, from the same starts with the same random numbers."""
-    env = envs.make("brax/inverted_pendulum")
-    record, series = {"command": "python benchmarks/bayes/learning.py pendulum", "environment": repr(env)}, {}
+    title, seeds = TASKS[task]
+    env = envs.make(f"brax/{title}")
+    record, series = {"command": f"python benchmarks/bayes/learning.py {task}", "environment": repr(env)}, {}
     for name, config in AGENTS.items():
-        directory = RUNS / name.partition(" ")[0]
+        directory = RUNS / task / name.partition(" ")[0]
         result = train.fit(
             dbqpg,
             config,
             env,
             jax.random.key(0),
             steps=STEPS,
-            seeds=SEEDS,
+            seeds=seeds,
             evaluate_every=STEPS / 8,
             episodes=8,
             run_dir=directory,
@@ -244,13 +247,13 @@ def pendulum():
         series[name] = steps, sampled
     random = float(jax.jit(lambda key: evaluate.random_returns(env, key, episodes=256))(jax.random.key(1)).mean())
     record |= {"random policy": random, "versions": {"jax": jax.__version__}}
-    write("pendulum", record)
+    write(task, record)
     plot.curves(
-        HERE / "learning-pendulum.png",
+        HERE / f"learning-{task}.png",
         series,
         xlabel="environment steps (per seed)",
         ylabel="return of an episode, actions sampled",
-        title=f"Brax inverted pendulum (spring): natural steps of {PENDULUM.max_kl} nats, 64 environments x 32 steps",
+        title=f"Brax {title} (spring): natural steps of {CONFIG.max_kl} nats, 64 environments x 32 steps",
         references={f"random policy ({random:.0f})": random},
     )
     for name, (at, returns) in series.items():
@@ -273,9 +276,10 @@ def write(name, record):
 
 if __name__ == "__main__":
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("name", choices=("linear-quadratic", "pendulum"))
-    if parser.parse_args().name == "pendulum":
-        pendulum()
+    parser.add_argument("name", choices=("linear-quadratic", *TASKS))
+    name = parser.parse_args().name
+    if name in TASKS:
+        deep(name)
     else:
         with jax.enable_x64(True):
             linear_quadratic()

@@ -21,11 +21,12 @@ import numpy as np
 jax.config.update("jax_num_cpu_devices", os.cpu_count())  # each core takes its share of the seeds
 
 from jaxrl import envs, evaluate, log, plot, stats, train  # noqa: E402
-from jaxrl.agents import ppo, sac  # noqa: E402
+from jaxrl.agents import lktd, ppo, sac  # noqa: E402
 from jaxrl.types import Replay, Rollout  # noqa: E402
 
 HERE = Path(__file__).parent
 RUNS = Path("runs/learning")
+Series = dict[str, tuple[np.ndarray, np.ndarray]]  # steps [points] and returns [seeds, points] by label
 
 
 class Task(NamedTuple):
@@ -71,6 +72,23 @@ TASKS = {
         steps=409_600,
         peers={"rejax 0.1.3, PPO, tuned": "rejax-ppo-inverted-pendulum-tuned.json"},
         title="Brax inverted pendulum (spring): PPO, 64 environments x 32 steps",
+    ),
+    "lktd-inverted-pendulum": Task(
+        agent=lktd,
+        environment="brax/inverted_pendulum",
+        config=lktd.Config(
+            learning_rate=1e-3,
+            entropy_coefficient=0.01,
+            num_minibatches=8,
+            data=Rollout(num_envs=64, length=32),
+        ),
+        seeds=8,
+        steps=409_600,
+        peers={
+            "jaxrl, PPO": "../ppo-inverted-pendulum.json",
+            "rejax 0.1.3, PPO, tuned": "rejax-ppo-inverted-pendulum-tuned.json",
+        },
+        title="Brax inverted pendulum (spring): LKTD, 64 environments x 32 steps",
     ),
     "sac-pendulum": Task(
         agent=sac,
@@ -127,51 +145,91 @@ TASKS = {
 def main(name: str) -> None:
     task = TASKS[name]
     env = envs.make(task.environment)
-    result = train.fit(
-        task.agent,
-        task.config,
-        env,
-        jax.random.key(0),
-        steps=task.steps,
-        seeds=task.seeds,
-        evaluate_every=task.steps / 20,
-        episodes=task.episodes,
-        run_dir=RUNS / name,
-        resume=True,
-    )
-    seconds = log.read(RUNS / name)["seconds"].max()
-    random = np.asarray(jax.jit(lambda key: evaluate.random_returns(env, key, episodes=256))(jax.random.key(1))).mean()
-    steps, sampled = result.evaluations["steps"], result.evaluations["sampled"].mean(-1)
+    random = random_policy(env)
+    learned = learn(RUNS / name, task.agent, task.config, env, task.steps, task.seeds, task.episodes)
     record = {
         "command": f"python benchmarks/learning/run.py {name}",
         "environment": repr(env),
         "config": log.describe(task.config),
-        "versions": {"jax": jax.__version__},
-        "device": f"{jax.device_count()} x {jax.devices()[0].device_kind}",
-        "seconds, compilation and evaluations included": round(float(seconds), 1),
-        "random policy": float(random),
-        "steps": steps.tolist(),
-        "returns, actions sampled": sampled.tolist(),
-        "returns, greedy": result.evaluations["greedy"].mean(-1).tolist(),
+        **made_with(),
+        "random policy": random,
+        **learned,
     }
     (HERE / f"{name}.json").write_text(json.dumps(record) + "\n")
-    series = {f"jaxrl, {task.agent.__name__.rpartition('.')[2].upper()}": (steps, sampled)}
-    for label, file in task.peers.items():
-        peer = json.loads((HERE / "peers" / file).read_text())
-        series[label] = np.array(peer["steps"]), np.array(peer["returns"])
+    label = f"jaxrl, {task.agent.__name__.rpartition('.')[2].upper()}"
+    series = {label: curve(learned)} | {label: peer(file) for label, file in task.peers.items()}
+    draw(name, series, task.title, random)
+    table(series)
+
+
+def learn(directory: Path, agent: Any, config: Any, env: Any, steps: int, seeds: int, episodes: int) -> dict[str, Any]:
+    """Train, or go on where it was: returns of evaluations, means over their episodes, `[seeds, points]`."""
+    result = train.fit(
+        agent,
+        config,
+        env,
+        jax.random.key(0),
+        steps=steps,
+        seeds=seeds,
+        evaluate_every=steps / 20,
+        episodes=episodes,
+        run_dir=directory,
+        resume=True,
+    )
+    return {
+        "seconds, compilation and evaluations included": round(float(log.read(directory)["seconds"].max()), 1),
+        "steps": result.evaluations["steps"].tolist(),
+        "returns, actions sampled": result.evaluations["sampled"].mean(-1).tolist(),
+        "returns, greedy": result.evaluations["greedy"].mean(-1).tolist(),
+    }
+
+
+def random_policy(env: Any) -> float:
+    """The mean return of 256 episodes."""
+    returns = jax.jit(lambda key: evaluate.random_returns(env, key, episodes=256))(jax.random.key(1))
+    return float(np.asarray(returns).mean())
+
+
+def made_with() -> dict[str, Any]:
+    """Versions and device."""
+    return {"versions": {"jax": jax.__version__}, "device": f"{jax.device_count()} x {jax.devices()[0].device_kind}"}
+
+
+def curve(learned: dict[str, Any]) -> tuple[np.ndarray, np.ndarray]:
+    """Steps `[points]` and returns `[seeds, points]`, actions sampled, of what `learn` gave."""
+    return np.array(learned["steps"]), np.array(learned["returns, actions sampled"])
+
+
+def peer(file: str) -> tuple[np.ndarray, np.ndarray]:
+    """The same of a file in peers/."""
+    record = json.loads((HERE / "peers" / file).read_text())
+    return (
+        curve(record)
+        if "returns, actions sampled" in record
+        else (np.array(record["steps"]), np.array(record["returns"]))
+    )
+
+
+def draw(name: str, series: Series, title: str, random: float) -> None:
+    """The figure NAME.png."""
     plot.curves(
         HERE / f"{name}.png",
         series,
         xlabel="environment steps (per seed)",
         ylabel="return of an episode, actions sampled",
-        title=task.title,
-        references={f"random policy ({random:.0f})": float(random)},
+        title=title,
+        references={f"random policy ({random:.0f})": random},
     )
+
+
+def table(series: Series, statistic: stats.Statistic = stats.mean) -> None:
+    """Print where each curve is after a quarter, a half and all of its steps."""
     for label, (at, returns) in series.items():
         for share in (0.25, 0.5, 1.0):
-            point = int(np.argmin(np.abs(at - share * steps[-1])))
-            low, high = stats.bootstrap_interval(returns[:, point], stats.mean)
-            print(f"{label:<26} {at[point]:>9,} steps: mean {returns[:, point].mean():6.1f}  [{low:.1f}, {high:.1f}]")
+            point = int(np.argmin(np.abs(at - share * at[-1])))
+            low, high = stats.bootstrap_interval(returns[:, point], statistic)
+            middle = float(statistic(returns[:, point]))
+            print(f"{label:<26} {at[point]:>9,} steps: {statistic.__name__} {middle:6.1f}  [{low:.1f}, {high:.1f}]")
 
 
 if __name__ == "__main__":

@@ -1,4 +1,4 @@
-"""SAC as sbx 0.28.0 trains it: one seed after the other, its curves as one JSON file.
+"""SAC or TQC as sbx 0.28.0 trains it: one seed after the other, its curves as one JSON file.
 
 Run it with the peer's own interpreter, which `benchmarks/peers/setup sbx` makes (several GB: sbx needs PyTorch);
 nothing of jaxrl is imported::
@@ -9,10 +9,11 @@ nothing of jaxrl is imported::
         --settings '{"learning_rate": 1e-3, "buffer_size": 10000, "learning_starts": 1000, "batch_size": 256,
                      "tau": 0.005, "gamma": 0.99, "net_arch": [64, 64]}'
 
-`--env brax/inverted_pendulum` (with `--backend`) is Brax's raw environment behind gymnasium's interface: it terminates
-where Brax says that it is done, and is truncated after 1000 steps. One update is made for each step after the warm-up.
-An evaluation is the mean undiscounted return of whole episodes of the sampling policy; sbx tells termination from
-truncation. The seconds in a record are wall clock on a machine that did other work too: they are no speed figures.
+`--algorithm tqc` takes TQC, with two critics of 25 quantiles. `--env brax/inverted_pendulum` (with `--backend`) is
+Brax's raw environment behind gymnasium's interface: it terminates where Brax says that it is done, and is truncated
+after 1000 steps. One update is made for each step after the warm-up. An evaluation is the mean undiscounted return of
+whole episodes of the sampling policy; sbx tells termination from truncation. The seconds in a record are wall clock on
+a machine that did other work too: they are no speed figures.
 """
 
 from __future__ import annotations
@@ -30,7 +31,7 @@ import gymnasium
 import jax
 import numpy as np
 from gymnasium import spaces
-from sbx import SAC
+from sbx import SAC, TQC
 from stable_baselines3.common.callbacks import BaseCallback
 from stable_baselines3.common.vec_env import DummyVecEnv
 
@@ -99,7 +100,8 @@ class Evaluation(BaseCallback):
 
 def main() -> None:
     """Train every seed and write the curves."""
-    parser = argparse.ArgumentParser(description="Train sbx's SAC and write its learning curves.")
+    parser = argparse.ArgumentParser(description="Train sbx's SAC or TQC and write its learning curves.")
+    parser.add_argument("--algorithm", choices=("sac", "tqc"), default="sac")
     parser.add_argument("--env", required=True, help="Pendulum-v1, or brax/NAME")
     parser.add_argument("--backend", help="Brax physics backend, spring by default")
     parser.add_argument("--seeds", type=int, required=True, help="number of runs, one after the other, from seed 0")
@@ -112,16 +114,17 @@ def main() -> None:
     args.out.parent.mkdir(parents=True, exist_ok=True)
     settings = dict(args.settings)
     policy = {"net_arch": settings.pop("net_arch")}
+    algorithm = {"sac": SAC, "tqc": TQC}[args.algorithm]
     returns, start = [], time.perf_counter()
     for seed in range(args.seeds):
         evaluation = Evaluation(args)
-        model = SAC("MlpPolicy", make(args), seed=seed, policy_kwargs=policy, **settings)
+        model = algorithm("MlpPolicy", make(args), seed=seed, policy_kwargs=policy, **settings)
         model.learn(args.steps, callback=evaluation)
         returns.append(evaluation.returns)
         print(f"seed {seed}: {evaluation.returns[-1]:.1f} after {time.perf_counter() - start:.0f} s", flush=True)
     record = {
         "library": "sbx",
-        "algorithm": "sac",
+        "algorithm": args.algorithm,
         "versions": {"python": platform.python_version()} | {name: version(name) for name in PACKAGES},
         "device": jax.devices()[0].device_kind,
         "env": args.env,
