@@ -336,6 +336,14 @@ def test_a_run_that_fails_later_keeps_what_it_has(tmp_path: Path, capsys: pytest
 # --------------------------------------------------------------------------------------------- interrupts
 
 
+@pytest.fixture(autouse=True)
+def usual_interrupts() -> Iterator[None]:
+    """Python's own handler: a process that was started in the background ignores Ctrl-C."""
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
+    yield
+    signal.signal(signal.SIGINT, before)
+
+
 def test_the_first_interrupt_asks_and_the_second_one_interrupts(capsys: pytest.CaptureFixture[str]) -> None:
     before = signal.getsignal(signal.SIGINT)
     with log.interruptible() as interrupted:
