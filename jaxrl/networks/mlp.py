@@ -30,8 +30,10 @@ def drop(module: nn.Module, x: jax.Array, rate: ArrayLike | None) -> jax.Array:
     """Dropout with the module's random numbers "dropout", at a `rate` in [0, 1), which may be traced; none for None."""
     if rate is None:
         return x
-    kept = jax.random.bernoulli(module.make_rng("dropout"), 1 - jnp.asarray(rate, x.dtype), x.shape)
-    return jnp.where(kept, x / (1 - jnp.asarray(rate, x.dtype)), 0)
+    words = jax.random.bits(module.make_rng("dropout"), ((x.size + 1) // 2,))  # two units share one: half the time
+    bits = jax.lax.bitcast_convert_type(words, jnp.uint16).reshape(-1)[: x.size].reshape(x.shape)
+    rate = jnp.asarray(rate, x.dtype)
+    return jnp.where(bits >= rate * 2**16, x / (1 - rate), 0)
 
 
 class MLP(nn.Module):
