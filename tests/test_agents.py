@@ -18,6 +18,12 @@ from jaxrl.types import Replay, canonical
 
 pytestmark = pytest.mark.usefixtures("compiled_in_a_moment")
 TASKS = {"continuous": "jaxrl/point_mass", "discrete": "jaxrl/probe_context"}
+VISIBLE = {  # with these, three updates show what takes many by default; at bpo's temperature, its loss is a step
+    "temperature": 0.5,
+    "probability_rate": 0.8,
+    "min_distance": 0.2,
+    "noise_updates": 4.0,
+}
 
 
 class Case:
@@ -32,13 +38,15 @@ class Case:
             pytest.skip(f"{agent.__name__} does not take {task} actions: {error}")
         data = self.config.data
         shape = (data.batch_size, data.n_step) if isinstance(data, Replay) else (data.num_envs, data.length)
-        lanes = rollout.lanes(self.env, shape[0])
+        self.propose = getattr(agent, "propose", None) if jax.tree.leaves(self.env.params()) else None
+        lanes = rollout.lanes(self.env, shape[0], varying=self.propose is not None)
 
         def collect(config, state, lanes, key):
             def policy(observation, key):
                 return agent.act(config, state, observation, key)
 
-            return rollout.collect(self.env, policy, lanes, key, shape[1])[1]
+            proposals = rollout.proposed(self.propose, config, state)
+            return rollout.collect(self.env, policy, lanes, key, shape[1], **proposals)[1]
 
         self.update = jax.jit(agent.update)
         self.batch = jax.jit(collect)(self.config, self.state, lanes, jax.random.key(2))
@@ -50,13 +58,20 @@ class Case:
             state, metrics = self.update(config, state, self.batch, key)
         return state, metrics
 
+    def proposal(self, config, state):
+        """What the agent proposes for the environments of the batch, if it proposes anything."""
+        if self.propose is None:
+            return None
+        params = jax.tree.map(lambda leaf: leaf[0], self.batch.extras["env_params"])
+        return self.propose(config, state, params, self.batch.observation[0], jax.random.key(3))
+
 
 def options(agent):
     """A number for every traced option that is off by default, or is as good as 0."""
     fields = {field.name: field for field in dataclasses.fields(agent.Config)}
     config = agent.Config()
     off = {name: 0.05 for name, field in fields.items() if traced(field) and getattr(config, name) is None}
-    return off | {name: 0.5 for name in ("temperature",) if name in fields}  # at bpo's default, a step
+    return off | {name: value for name, value in VISIBLE.items() if name in fields}
 
 
 def traced(field):
@@ -155,14 +170,14 @@ def test_every_float_matters(agent, name):
 @pytest.mark.parametrize("agent", AGENTS, ids=lambda a: a.__name__)
 def test_update_over_floats(agent):
     """The first lane of a vmap over configurations is the update of its configuration alone."""
-    (_, lanes), case = changed_lanes(agent), first_case(agent)
+    (*_, lanes), case = changed_lanes(agent), first_case(agent)
     alone, _ = case.updates(case.config)
     jax.tree.map(lambda a, b: np.testing.assert_allclose(a[0], b, rtol=1e-3, atol=1e-4), lanes, alone)
 
 
 @functools.cache
 def changed_lanes(agent):
-    """What act and three updates give where the first lane has the default, and each other lane changes one float."""
+    """What act, a proposal and three updates give; the first lane has the default, each other one changes one float."""
     case = first_case(agent)
 
     def changed(value):
@@ -178,7 +193,7 @@ def changed_lanes(agent):
         action = agent.act(config, state, case.batch.observation, jax.random.key(0))
         keys = jax.random.split(jax.random.key(1), 3)
         state, _ = jax.lax.scan(lambda s, key: (agent.update(config, s, case.batch, key)[0], None), state, keys)
-        return action, state
+        return action, case.proposal(config, state), state
 
     return jax.jit(jax.vmap(run))(configs)
 
