@@ -13,6 +13,15 @@ os.environ.setdefault("XLA_FLAGS", "--xla_cpu_multi_thread_eigen=false")
 os.environ.setdefault("JAX_DEBUG_KEY_REUSE", "1")  # a key that is used twice is an error, in every test
 
 
+@pytest.fixture(scope="module", autouse=True)
+def programs_of_this_module_alone():
+    """Each compiled program holds maps of memory, of which Linux gives a process 65,530: those of old modules go."""
+    yield
+    import jax
+
+    jax.clear_caches()
+
+
 @pytest.fixture(scope="module")
 def compiled_in_a_moment():
     """For tests that take longer to compile than to run: programs are not optimised."""

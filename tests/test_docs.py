@@ -56,6 +56,7 @@ def in_a_moment(monkeypatch, tmp_path):
     monkeypatch.chdir(tmp_path)
     with jax_settings(jax_debug_key_reuse=False, jax_disable_most_optimizations=True):
         yield
+    jax.clear_caches()  # a page leaves hundreds of programs
 
 
 @pytest.mark.parametrize("page", [page for page in PAGES if any(blocks(page))], ids=name)
