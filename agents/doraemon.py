@@ -28,9 +28,8 @@ import jax
 import jax.numpy as jnp
 import optax
 from flax import struct
-from jax.flatten_util import ravel_pytree
 
-from jaxrl import networks, normalise, randomisation
+from jaxrl import networks, normalise, proposals, randomisation
 from jaxrl.randomisation import Beta, Widening
 from jaxrl.types import (
     Metrics,
@@ -141,15 +140,7 @@ def propose(config: Config, state: State, params: PyTree, observation: jax.Array
 
     In a family of `envs.uncertain` they are the d numbers of its unit box, and nothing else.
     """
-    drawn = randomisation.sample(state.law, key, observation.shape[0])
-
-    def put(params: PyTree, drawn: jax.Array) -> PyTree:
-        flat, unravel = ravel_pytree(params)
-        if flat.size < drawn.size:
-            raise ValueError(f"the environment has {flat.size} parameters, and Config.num_params is {drawn.size}")
-        return unravel(flat.at[: drawn.size].set(drawn.astype(flat.dtype)))
-
-    return jax.vmap(put)(params, drawn)
+    return proposals.put(params, randomisation.sample(state.law, key, observation.shape[0]))
 
 
 def fresh(config: Config) -> Episodes:
@@ -174,9 +165,9 @@ def gather(config: Config, episodes: Episodes, batch: Transition) -> Episodes:
         return leaf[row, jnp.arange(num_envs)]
 
     success = at_end((extras["episode_return"] >= config.widening.success_return) & ~extras["non_finite"])
-    params = jax.vmap(lambda params: ravel_pytree(params)[0])(jax.tree.map(at_end, extras["env_params"]))
+    params = at_end(proposals.used(batch, config.num_params))
     return Episodes(
-        params=jnp.where(new[:, None], params[:, : config.num_params], episodes.params),
+        params=jnp.where(new[:, None], params, episodes.params),
         success=jnp.where(new, success, episodes.success),
         over=episodes.over | new,
         steps=episodes.steps + length,

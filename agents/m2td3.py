@@ -27,7 +27,6 @@ from __future__ import annotations
 
 import dataclasses
 import math
-from collections.abc import Callable
 from typing import Any
 
 import flax.linen as nn
@@ -35,14 +34,13 @@ import jax
 import jax.numpy as jnp
 import optax
 from flax import struct
-from jax.flatten_util import ravel_pytree
 
-from jaxrl import networks, normalise, policies, returns
+from jaxrl import networks, normalise, proposals, returns
 from jaxrl.distributional import critics as laws
 from jaxrl.risk import Mean
 from jaxrl.types import Metrics, PyTree, Replay, Spec, Transition, check_batch, check_between, check_positive
 
-from . import sac, td3
+from . import rarl, sac, td3
 
 learner: Any = td3  # its `act` takes any Config and State with the fields of its own
 
@@ -155,36 +153,13 @@ def propose(config: Config, state: State, params: PyTree, observation: jax.Array
     omega = jnp.clip(candidates.omega[chosen] + noise, 0, 1)
     omega = jnp.where(state.updates > 0, omega, jax.random.uniform(uniform_key, shape))
 
-    def put(params: PyTree, omega: jax.Array) -> PyTree:
-        flat, unravel = numbers(config, params)
-        return unravel(flat.at[: omega.size].set(omega.astype(flat.dtype)))
-
-    return jax.vmap(put)(params, omega)
+    return proposals.put(params, omega)
 
 
 def omega_noise(config: Config, state: State) -> jax.Array:
     """Standard deviation of the noise on an episode's omega after so many updates, in half widths of the box, []."""
     passed = jnp.minimum(state.updates / config.noise_updates, 1)
     return config.omega_noise + passed * (config.last_omega_noise - config.omega_noise)
-
-
-def numbers(config: Config, params: PyTree) -> tuple[jax.Array, Callable[[jax.Array], PyTree]]:
-    """The numbers of one environment's parameters, and the way back. Raises ValueError if there are fewer than d."""
-    flat, unravel = ravel_pytree(params)
-    if flat.size < config.num_params:
-        raise ValueError(f"the environment has {flat.size} parameters, and Config.num_params is {config.num_params}")
-    return flat, unravel
-
-
-def omega_of(config: Config, window: Transition) -> jax.Array:
-    """The parameters [B, d] of the episodes that a window [m, B] is of. Raises ValueError if it does not have them."""
-    if "env_params" not in window.extras:
-        raise ValueError(
-            'batch.extras has no "env_params", the parameters of the environment at each step; train.loop keeps them, '
-            "and so does rollout.collect, given `propose` and lanes that vary"
-        )
-    first = jax.tree.map(lambda leaf: leaf[0], window.extras["env_params"])
-    return jax.vmap(lambda params: numbers(config, params)[0])(first)[:, : config.num_params]
 
 
 # ----------------------------------------------------------------------------------------- candidates
@@ -233,47 +208,25 @@ def replaced(candidates: Candidates, which: jax.Array, drawn: Candidates) -> Can
 # --------------------------------------------------------------------------------------------- losses
 
 
-def critics(config: Config, params: Any, observation: jax.Array, action: jax.Array, omega: jax.Array) -> jax.Array:
-    """The outputs [num_critics, B, size] at normalised observations, actions in [-1, 1]^A and omega [B, d] or [d]."""
-    omega = jnp.broadcast_to(2 * omega - 1, (*action.shape[:-1], config.num_params))
-    return sac.critics(config, params, observation, jnp.concatenate([action, omega], axis=-1))
-
-
 def value(config: Config, state: State, actor: Any, window: Transition, omega: jax.Array) -> jax.Array:
     """V = E[ Q_1(s, pi(s), omega) ] of the first rows of a window [m, B], for one omega [d], []."""
     observation = normalise.apply(state.normaliser, window.observation[0])
     action = td3.actor(config, state.spec, {"actor": actor}, observation)
     alone = dataclasses.replace(config, num_critics=1)
     first = jax.tree.map(lambda leaf: leaf[:1], state.params["critics"])
-    return jnp.mean(Mean()(*config.critic.law(critics(alone, first, observation, action, omega))))
+    omega = jnp.broadcast_to(omega, (*action.shape[:-1], config.num_params))
+    return jnp.mean(Mean()(*config.critic.law(rarl.critics(alone, first, observation, omega, action))))
 
 
 def target(config: Config, state: State, window: Transition, key: jax.Array) -> jax.Array:
     """What the critics regress on, for a window [m, B]: y [B, 1], or laws."""
-
-    def noise(key: jax.Array, like: jax.Array) -> jax.Array:
-        drawn = config.target_noise * jax.random.normal(key, like.shape, like.dtype)
-        return jnp.clip(drawn, -config.noise_clip, config.noise_clip)
-
     action_key, omega_key = jax.random.split(key)
-    ahead, omega = returns.bootstrap(window, config.discount), omega_of(config, window)
+    ahead, omega = returns.bootstrap(window, config.discount), proposals.used(window, config.num_params)[0]
     observation = normalise.apply(state.normaliser, ahead.observation)
-    action = td3.actor(config, state.spec, state.target, observation)
-    action = jnp.clip(action + noise(action_key, action), -1, 1)
-    omega = jnp.clip(omega + 0.5 * noise(omega_key, omega), 0, 1)
-    outputs = laws.smallest(config.critic, critics(config, state.target["critics"], observation, action, omega))
+    action = td3.smooth(config, td3.actor(config, state.spec, state.target, observation), action_key)
+    omega = (1 + td3.smooth(config, 2 * omega - 1, omega_key)) / 2
+    outputs = laws.smallest(config.critic, rarl.critics(config, state.target["critics"], observation, omega, action))
     return config.critic.targets(outputs, config.reward_scale * ahead.returns, ahead.discount, 0.0)
-
-
-def critic_loss(
-    params: Any, config: Config, state: State, window: Transition, targets: jax.Array
-) -> tuple[jax.Array, Metrics]:
-    """J_Q over the first rows of a window [m, B]."""
-    observation = normalise.apply(state.normaliser, window.observation[0])
-    action = policies.to_unit(window.action[0], state.spec.action)
-    outputs = critics(config, params, observation, action, omega_of(config, window))
-    loss = jnp.sum(jnp.mean(config.critic.loss(outputs, targets), axis=-1))
-    return loss, {"critic_loss": loss, "value": jnp.mean(Mean()(*config.critic.law(outputs)))}
 
 
 def actor_loss(params: Any, config: Config, state: State, window: Transition, worst: jax.Array) -> jax.Array:
@@ -295,19 +248,11 @@ def improve(config: Config, state: State, window: Transition, drawn: Candidates)
     actor, candidates = state.params["actor"], state.candidates
     values = jax.vmap(lambda omega: value(config, state, actor, window, omega))(candidates.omega)
     worst = jnp.argmin(values)
-    gradient = jax.grad(actor_loss)(actor, config, state, window, worst)
-    step, opt_state = sac.optimiser(config).update(gradient, state.optimiser["actor"])
-    params = state.params | {"actor": optax.apply_updates(actor, step)}
     descent = jax.grad(omega_loss)(candidates.logits[worst], config, state, window)
-    candidates = descend(config, candidates, worst, descent)
-    return dataclasses.replace(
-        state,
-        params=params,
-        target=optax.incremental_update(params, state.target, config.target_rate),
-        optimiser=state.optimiser | {"actor": opt_state},
-        candidates=restart(config, candidates, drawn),
-        worst_value=values[worst],
-    )
+    candidates = restart(config, descend(config, candidates, worst, descent), drawn)
+    gradient = jax.grad(actor_loss)(actor, config, state, window, worst)
+    state = td3.follow(config, td3.descend(config, state, "actor", gradient))
+    return dataclasses.replace(state, candidates=candidates, worst_value=values[worst])
 
 
 def update(config: Config, state: State, batch: Transition, key: jax.Array) -> tuple[State, Metrics]:
@@ -318,14 +263,8 @@ def update(config: Config, state: State, batch: Transition, key: jax.Array) -> t
     check_batch(state.spec, batch)
     target_key, candidates_key = jax.random.split(key)
     targets = target(config, state, batch, target_key)
-    gradient, metrics = jax.grad(critic_loss, has_aux=True)(state.params["critics"], config, state, batch, targets)
-    step, opt_state = sac.optimiser(config).update(gradient, state.optimiser["critics"])
-    state = dataclasses.replace(
-        state,
-        params=state.params | {"critics": optax.apply_updates(state.params["critics"], step)},
-        optimiser=state.optimiser | {"critics": opt_state},
-        updates=state.updates + 1,
-    )
+    gradient, metrics = jax.grad(rarl.critic_loss, has_aux=True)(state.params["critics"], config, state, batch, targets)
+    state = dataclasses.replace(td3.descend(config, state, "critics", gradient), updates=state.updates + 1)
     due = state.updates % config.delay == 0
     drawn = draw(config, candidates_key)  # here, for under vmap a key can't be used in one branch alone
     state = jax.lax.cond(due, lambda old: improve(config, old, batch, drawn), lambda old: old, state)

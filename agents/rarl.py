@@ -32,11 +32,9 @@ from typing import Any, ClassVar
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
-import optax
 from flax import struct
-from jax.flatten_util import ravel_pytree
 
-from jaxrl import networks, normalise, policies, returns
+from jaxrl import networks, normalise, policies, proposals, returns
 from jaxrl.distributional import critics as laws
 from jaxrl.risk import Mean, Measure
 from jaxrl.types import Box, Metrics, PyTree, Replay, Spec, Transition, check_batch, check_between, check_positive
@@ -150,7 +148,7 @@ def propose(config: Config, state: State, params: PyTree, observation: jax.Array
     Raises ValueError if the environment has fewer parameters than `config.num_params`.
     """
     choice = adversary(config, state.params, normalise.apply(state.normaliser, observation))
-    return put(config, params, (1 + explore(config, state, choice, key)) / 2)
+    return proposals.put(params, (1 + explore(config, state, choice, key)) / 2)
 
 
 def explore(config: Any, state: Any, choice: jax.Array, key: jax.Array) -> jax.Array:
@@ -161,52 +159,13 @@ def explore(config: Any, state: Any, choice: jax.Array, key: jax.Array) -> jax.A
     return jnp.where(state.updates == 0, anywhere, jnp.clip(choice + noise, -1, 1))
 
 
-def numbers(config: Any, params: PyTree, leading: tuple[int, ...]) -> jax.Array:
-    """The first d numbers psi [*leading, d] of parameters of environments, whose leaves are [*leading, ...]."""
-    leaves = [jnp.reshape(leaf, (*leading, -1)) for leaf in jax.tree.leaves(params)]
-    count = sum(leaf.shape[-1] for leaf in leaves)
-    if count < config.num_params:
-        raise ValueError(f"the environment has {count} parameters, and Config.num_params is {config.num_params}")
-    return jnp.concatenate(leaves, axis=-1)[..., : config.num_params]
-
-
-def put(config: Any, params: PyTree, psi: jax.Array) -> PyTree:
-    """The parameters [N, ...], with psi [N, d] for the first d of their numbers."""
-    numbers(config, params, psi.shape[:1])  # are there so many?
-
-    def one(params: PyTree, psi: jax.Array) -> PyTree:
-        flat, unravel = ravel_pytree(params)
-        return unravel(flat.at[: psi.size].set(psi.astype(flat.dtype)))
-
-    return jax.vmap(one)(params, psi)
-
-
-def used(config: Any, window: Transition) -> jax.Array:
-    """The parameters psi [m, B, d] of each step of a window [m, B].
-
-    Raises ValueError if the window does not have them.
-    """
-    if "env_params" not in window.extras:
-        raise ValueError(
-            'batch.extras has no "env_params", expected the parameters that each step was taken with; collect with the '
-            "agent's `propose`, as train.loop does"
-        )
-    return numbers(config, window.extras["env_params"], window.reward.shape)
-
-
-def smooth(config: Any, choice: jax.Array, key: jax.Array) -> jax.Array:
-    """What the target looks at: a choice in [-1, 1], [..., n], with clipped noise on it."""
-    noise = config.target_noise * jax.random.normal(key, choice.shape, choice.dtype)
-    return jnp.clip(choice + jnp.clip(noise, -config.noise_clip, config.noise_clip), -1, 1)
-
-
 def target(config: Config, state: State, window: Transition, key: jax.Array) -> jax.Array:
     """What the critics regress on, for a window [m, B]: y [B, 1], or laws."""
     actor_key, adversary_key = jax.random.split(key)
     ahead = returns.bootstrap(window, config.discount)
     observation = normalise.apply(state.normaliser, ahead.observation)
-    action = smooth(config, td3.actor(config, state.spec, state.target, observation), actor_key)
-    psi = (1 + smooth(config, adversary(config, state.target, observation), adversary_key)) / 2
+    action = td3.smooth(config, td3.actor(config, state.spec, state.target, observation), actor_key)
+    psi = (1 + td3.smooth(config, adversary(config, state.target, observation), adversary_key)) / 2
     outputs = laws.smallest(config.critic, critics(config, state.target["critics"], observation, psi, action))
     return config.critic.targets(outputs, config.reward_scale * ahead.returns, ahead.discount, 0.0)
 
@@ -217,7 +176,7 @@ def critic_loss(
     """J_Q over the first rows of a window [m, B]."""
     observation = normalise.apply(state.normaliser, window.observation[0])
     action = policies.to_unit(window.action[0], state.spec.action)
-    outputs = critics(config, params, observation, used(config, window)[0], action)
+    outputs = critics(config, params, observation, proposals.used(window, config.num_params)[0], action)
     loss = jnp.sum(jnp.mean(config.critic.loss(outputs, targets), axis=-1))
     return loss, {"critic_loss": loss, "value": jnp.mean(Mean()(*config.critic.law(outputs)))}
 
@@ -236,25 +195,17 @@ def actor_loss(params: Any, config: Config, state: State, window: Transition) ->
     return -adversary_loss(state.params["adversary"], config, played, window)
 
 
-def descend(config: Any, state: Any, name: str, gradient: Any) -> Any:
-    """The state after a step of Adam of the network `name`."""
-    step, opt_state = sac.optimiser(config).update(gradient, state.optimiser[name])
-    params = state.params | {name: optax.apply_updates(state.params[name], step)}
-    return dataclasses.replace(state, params=params, optimiser=state.optimiser | {name: opt_state})
-
-
 def learn(
     config: Any, state: Any, window: Transition, targets: jax.Array, losses: dict[str, Loss]
 ) -> tuple[Any, Metrics]:
     """A step of the critics and, where it is due, of each player in turn down its loss; then all targets follow."""
     gradient, metrics = jax.grad(critic_loss, has_aux=True)(state.params["critics"], config, state, window, targets)
-    state = dataclasses.replace(descend(config, state, "critics", gradient), updates=state.updates + 1)
+    state = dataclasses.replace(td3.descend(config, state, "critics", gradient), updates=state.updates + 1)
 
     def improve(state: Any) -> Any:
         for name, loss in losses.items():
-            state = descend(config, state, name, jax.grad(loss)(state.params[name], config, state, window))
-        slow = optax.incremental_update(state.params, state.target, config.target_rate)
-        return dataclasses.replace(state, target=slow)
+            state = td3.descend(config, state, name, jax.grad(loss)(state.params[name], config, state, window))
+        return td3.follow(config, state)
 
     return jax.lax.cond(state.updates % config.delay == 0, improve, lambda state: state, state), metrics
 

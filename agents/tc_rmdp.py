@@ -40,7 +40,7 @@ import jax
 import jax.numpy as jnp
 from flax import struct
 
-from jaxrl import networks, normalise, returns
+from jaxrl import networks, normalise, proposals, returns
 from jaxrl.distributional import critics as laws
 from jaxrl.risk import Mean, Measure
 from jaxrl.types import Metrics, PyTree, Replay, Spec, Transition, check_batch, check_between, check_positive
@@ -130,14 +130,14 @@ def propose(config: Config, state: State, params: PyTree, observation: jax.Array
 
     Raises ValueError if the environment has fewer parameters than `config.num_params`.
     """
-    psi = rarl.numbers(config, params, observation.shape[:1])
+    psi = proposals.numbers(params, config.num_params, observation.shape[:1])
     choice = adversary(config, state.params, normalise.apply(state.normaliser, observation), psi)
-    return rarl.put(config, params, move(config, psi, rarl.explore(config, state, choice, key)))
+    return proposals.put(params, move(config, psi, rarl.explore(config, state, choice, key)))
 
 
 def successors(config: Any, state: Any, window: Transition) -> tuple[jax.Array, jax.Array, returns.Bootstrap]:
     """The normalised s_m [B, ...] and psi_{m-1} [B, d] at which windows [m, B] are bootstrapped, and how."""
-    psi = rarl.used(config, window)
+    psi = proposals.used(window, config.num_params)
     both = jnp.concatenate([window.next_observation, psi], axis=-1)
     ahead = returns.bootstrap(dataclasses.replace(window, next_observation=both), config.discount)
     observation, psi = ahead.observation[..., : -config.num_params], ahead.observation[..., -config.num_params :]
@@ -148,8 +148,8 @@ def target(config: Config, state: State, window: Transition, key: jax.Array) -> 
     """What the critics regress on, for a window [m, B]: y [B, 1], or laws."""
     actor_key, adversary_key = jax.random.split(key)
     observation, psi, ahead = successors(config, state, window)
-    action = rarl.smooth(config, td3.actor(config, state.spec, state.target, observation), actor_key)
-    choice = rarl.smooth(config, adversary(config, state.target, observation, psi), adversary_key)
+    action = td3.smooth(config, td3.actor(config, state.spec, state.target, observation), actor_key)
+    choice = td3.smooth(config, adversary(config, state.target, observation, psi), adversary_key)
     psi = move(config, psi, choice)
     outputs = rarl.critics(config, state.target["critics"], observation, psi, action)
     outputs = laws.smallest(config.critic, outputs)
@@ -160,7 +160,7 @@ def actor_loss(params: Any, config: Config, state: State, window: Transition) ->
     """J_pi over the first rows of a window [m, B]."""
     observation = normalise.apply(state.normaliser, window.observation[0])
     action = td3.actor(config, state.spec, {"actor": params}, observation)
-    return -jnp.mean(rarl.value(config, state, observation, rarl.used(config, window)[0], action))
+    return -jnp.mean(rarl.value(config, state, observation, proposals.used(window, config.num_params)[0], action))
 
 
 def adversary_loss(params: Any, config: Config, state: State, window: Transition) -> jax.Array:

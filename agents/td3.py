@@ -129,13 +129,18 @@ def act(
     return policies.from_unit(action, state.spec.action), {}
 
 
+def smooth(config: Any, choice: jax.Array, key: jax.Array) -> jax.Array:
+    """What the target looks at: a choice in [-1, 1], [..., n], with clipped noise on it."""
+    noise = config.target_noise * jax.random.normal(key, choice.shape, choice.dtype)
+    return jnp.clip(choice + jnp.clip(noise, -config.noise_clip, config.noise_clip), -1, 1)
+
+
 def target(config: Config, state: State, window: Transition, key: jax.Array) -> jax.Array:
     """What the critics regress on, for a window [m, B]: y [B, 1], or laws."""
     ahead = returns.bootstrap(window, config.discount)
     observation = normalise.apply(state.normaliser, ahead.observation)
     action = actor(config, state.spec, state.target, observation)
-    noise = config.target_noise * jax.random.normal(key, action.shape, action.dtype)
-    action = jnp.clip(action + jnp.clip(noise, -config.noise_clip, config.noise_clip), -1, 1)
+    action = smooth(config, action, key)
     outputs = laws.smallest(config.critic, sac.critics(config, state.target["critics"], observation, action))
     return config.critic.targets(outputs, config.reward_scale * ahead.returns, ahead.discount, 0.0)
 
@@ -158,13 +163,24 @@ def actor_loss(params: Any, config: Config, state: State, window: Transition) ->
     return -jnp.mean(sac.values(config, sac.critics(config, state.params["critics"], observation, action)[0]))
 
 
+def descend(config: Any, state: Any, name: str, gradient: Any) -> Any:
+    """The state after a step of Adam of the network `name`."""
+    step, opt_state = sac.optimiser(config).update(gradient, state.optimiser[name])
+    params = state.params | {name: optax.apply_updates(state.params[name], step)}
+    return dataclasses.replace(state, params=params, optimiser=state.optimiser | {name: opt_state})
+
+
+def follow(config: Any, state: Any) -> Any:
+    """The state with all targets a little nearer."""
+    slow = optax.incremental_update(state.params, state.target, config.target_rate)
+    return dataclasses.replace(state, target=slow)
+
+
 def improve(config: Config, state: State, window: Transition) -> State:
     """A step of the actor, and all targets a little nearer."""
     gradient = jax.grad(actor_loss)(state.params["actor"], config, state, window)
-    step, opt_state = sac.optimiser(config).update(gradient, state.optimiser["actor"])
-    params = state.params | {"actor": optax.apply_updates(state.params["actor"], step)}
-    slow = optax.incremental_update(params, state.target, config.target_rate)
-    return dataclasses.replace(state, params=params, target=slow, optimiser=state.optimiser | {"actor": opt_state})
+    new: State = follow(config, descend(config, state, "actor", gradient))
+    return new
 
 
 def update(config: Config, state: State, batch: Transition, key: jax.Array) -> tuple[State, Metrics]:
@@ -172,12 +188,6 @@ def update(config: Config, state: State, batch: Transition, key: jax.Array) -> t
     check_batch(state.spec, batch)
     targets = target(config, state, batch, key)
     gradient, metrics = jax.grad(critic_loss, has_aux=True)(state.params["critics"], config, state, batch, targets)
-    step, opt_state = sac.optimiser(config).update(gradient, state.optimiser["critics"])
-    state = dataclasses.replace(
-        state,
-        params=state.params | {"critics": optax.apply_updates(state.params["critics"], step)},
-        optimiser=state.optimiser | {"critics": opt_state},
-        updates=state.updates + 1,
-    )
+    state = dataclasses.replace(descend(config, state, "critics", gradient), updates=state.updates + 1)
     due = state.updates % config.delay == 0
     return jax.lax.cond(due, lambda old: improve(config, old, batch), lambda old: old, state), metrics

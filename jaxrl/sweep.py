@@ -19,7 +19,6 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jax.sharding import AxisType, Mesh, PartitionSpec
 
 from jaxrl import evaluate, train
 from jaxrl.types import Environment, Metrics, PyTree, canonical, check_positive
@@ -102,7 +101,7 @@ def run(
     length = math.ceil(iterations / points)
     points = math.ceil(iterations / length)
 
-    devices = _devices(count * seeds)
+    devices = train.devices_for(count * seeds)
     program = _program(agent, env, propose, length, points, episodes, devices)
     keys = jax.random.split(key, seeds)
     lanes = jax.tree.map(lambda leaf: jnp.repeat(leaf, seeds, axis=0), configs), jnp.tile(keys, count)
@@ -134,16 +133,9 @@ def _program(
 
     lanes = jax.vmap(lane)
     if len(devices) > 1:
-        mesh = Mesh(np.array(devices), ("lane",), axis_types=(AxisType.Auto,))
-        share = PartitionSpec("lane")
-        lanes = jax.shard_map(lanes, mesh=mesh, in_specs=share, out_specs=share, check_vma=False)
+        share = train.sharing(devices)
+        lanes = jax.shard_map(lanes, mesh=share.mesh, in_specs=share.spec, out_specs=share.spec, check_vma=False)
     return jax.jit(lanes)
-
-
-def _devices(lanes: int) -> tuple[jax.Device, ...]:
-    """As many local devices as divide the lanes."""
-    devices = jax.local_devices()
-    return tuple(devices[: max(n for n in range(1, len(devices) + 1) if lanes % n == 0)])
 
 
 def _columns(config: Any, values: dict[str, Any]) -> dict[str, PyTree]:

@@ -164,7 +164,7 @@ def fit(
     _check_settings(steps, seeds, block, episodes, keep, resume, run_dir)
     plan = _plan(config.data.transitions, steps, log_every, evaluate_every, save_every if run_dir is not None else 0)
     config = canonical(config)
-    devices = _devices(seeds // (block or 1))
+    devices = devices_for(seeds // (block or 1))
     programs = _programs(loop(agent, env, propose), agent, env, plan.log, episodes, devices, block)
     evaluate_key = jax.random.key(0) if evaluate_key is None else evaluate_key
     settings = _settings(agent, config, env, seeds, propose, episodes, key=key, evaluate_key=evaluate_key)
@@ -284,7 +284,7 @@ def _resumed(
     checkpoint.compare(saved, wanted, str(path))
     if not checkpoint.steps(run_dir):
         return 0, None
-    sharding = _sharding(devices) if len(devices) > 1 else None
+    sharding = sharing(devices) if len(devices) > 1 else None
     run = checkpoint.restore(run_dir, target, sharding=sharding, fallback=True, **made_with)
     return transitions(run), run
 
@@ -374,9 +374,9 @@ def _programs(
     def over_seeds(function: Callable[..., Any], donate: tuple[int, ...] = ()) -> Any:
         function = _in_blocks(jax.vmap(function, in_axes=(None, 0, None)), block)
         if len(devices) > 1:
-            seed = _sharding(devices)
-            specs = PartitionSpec(), seed.spec, PartitionSpec()
-            function = jax.shard_map(function, mesh=seed.mesh, in_specs=specs, out_specs=seed.spec, check_vma=False)
+            lanes = sharing(devices)
+            specs = PartitionSpec(), lanes.spec, PartitionSpec()
+            function = jax.shard_map(function, mesh=lanes.mesh, in_specs=specs, out_specs=lanes.spec, check_vma=False)
         return jax.jit(function, donate_argnums=donate)
 
     return _Programs(over_seeds(init), over_seeds(chunk, donate=(1,)), over_seeds(evaluate))
@@ -405,17 +405,17 @@ def _in_blocks(function: Callable[..., Any], block: int | None) -> Callable[...,
     return blocks
 
 
-def _devices(blocks: int) -> tuple[jax.Device, ...]:
-    """As many local devices as divide the seeds, or the blocks of them."""
+def devices_for(lanes: int) -> tuple[jax.Device, ...]:
+    """As many local devices as divide the lanes: seeds, blocks of seeds, or settings times seeds."""
     devices = jax.local_devices()
-    count = max(n for n in range(1, len(devices) + 1) if blocks % n == 0)
+    count = max(n for n in range(1, len(devices) + 1) if lanes % n == 0)
     return tuple(devices[:count])
 
 
-def _sharding(devices: tuple[jax.Device, ...]) -> NamedSharding:
-    """Each device takes its share of the seeds."""
-    mesh = jax.sharding.Mesh(np.array(devices), ("seed",), axis_types=(AxisType.Auto,))
-    return NamedSharding(mesh, PartitionSpec("seed"))
+def sharing(devices: tuple[jax.Device, ...]) -> NamedSharding:
+    """Each device takes its share of the lanes, the leading axis."""
+    mesh = jax.sharding.Mesh(np.array(devices), ("lane",), axis_types=(AxisType.Auto,))
+    return NamedSharding(mesh, PartitionSpec("lane"))
 
 
 def _check_agent(agent: Any) -> None:

@@ -13,7 +13,7 @@ import scipy.stats
 from helpers import assert_same, small, window
 
 from jaxrl import envs, train
-from jaxrl.agents import m2td3, sac, td3
+from jaxrl.agents import m2td3, rarl, sac, td3
 from jaxrl.types import Box, Replay, Spec, Step
 
 pytestmark = pytest.mark.usefixtures("compiled_in_a_moment")
@@ -78,7 +78,7 @@ def test_target_is_the_smaller_value_near_the_policy_in_a_model_nearby(state, ro
 def test_critics_regress_on_the_target_at_the_parameters_of_each_episode(state):
     batch, omega = batch_of()
     targets = np.random.default_rng(2).normal(size=(6, 1)).astype(np.float32)
-    loss, metrics = m2td3.critic_loss(state.params["critics"], CONFIG, state, batch, jnp.asarray(targets))
+    loss, metrics = rarl.critic_loss(state.params["critics"], CONFIG, state, batch, jnp.asarray(targets))
     values = q_values(state.params["critics"], batch.observation[0], batch.action[0], omega)
     assert loss == pytest.approx(((values - targets[:, 0]) ** 2).mean(1).sum() / 2, rel=1e-4)
     assert metrics["value"] == pytest.approx(values.mean(), rel=1e-4)

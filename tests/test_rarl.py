@@ -14,7 +14,7 @@ import scipy.stats
 from flax import struct
 from helpers import small, window
 
-from jaxrl import envs, risk, rollout, train
+from jaxrl import envs, proposals, risk, rollout, train
 from jaxrl.agents import rarl, sac, td3
 from jaxrl.distributional import critics
 from jaxrl.envs import tiny
@@ -239,7 +239,7 @@ def test_what_does_not_fit_is_refused(state):
     with pytest.raises(ValueError, match=r"the environment has 1 parameters, and Config.num_params is 2"):
         jax.eval_shape(rarl.propose, CONFIG, state, jnp.zeros((5, 1)), jnp.zeros((5, 4)), jax.random.key(0))
     with pytest.raises(ValueError, match=r"the environment has 0 parameters, and Config.num_params is 2"):
-        rarl.numbers(CONFIG, (), (5,))
+        proposals.numbers((), CONFIG.num_params, (5,))
     with pytest.raises(ValueError, match=r"Config.num_params must be an integer of at least 1, got 0"):
         rarl.Config(num_params=0)
     with pytest.raises(ValueError, match=r"Config.risk = CVaR\(level=0.1\) needs a critic that learns a law"):

@@ -43,6 +43,12 @@ class Task(NamedTuple):
 
 
 SAC = sac.Config(learning_rate=1e-3, hidden_sizes=(64, 64))
+BALANCE: dict[str, Any] = {
+    "learning_rate": 1e-3,
+    "entropy_coefficient": 0.01,
+    "num_minibatches": 8,
+    "data": Rollout(num_envs=64, length=32),
+}
 TASKS = {
     "ppo-cartpole": Task(
         agent=ppo,
@@ -62,12 +68,7 @@ TASKS = {
     "ppo-inverted-pendulum": Task(
         agent=ppo,
         environment="brax/inverted_pendulum",
-        config=ppo.Config(
-            learning_rate=1e-3,
-            entropy_coefficient=0.01,
-            num_minibatches=8,
-            data=Rollout(num_envs=64, length=32),
-        ),
+        config=ppo.Config(**BALANCE),
         seeds=8,
         steps=409_600,
         peers={"rejax 0.1.3, PPO, tuned": "rejax-ppo-inverted-pendulum-tuned.json"},
@@ -76,12 +77,7 @@ TASKS = {
     "lktd-inverted-pendulum": Task(
         agent=lktd,
         environment="brax/inverted_pendulum",
-        config=lktd.Config(
-            learning_rate=1e-3,
-            entropy_coefficient=0.01,
-            num_minibatches=8,
-            data=Rollout(num_envs=64, length=32),
-        ),
+        config=lktd.Config(**BALANCE),
         seeds=8,
         steps=409_600,
         peers={
