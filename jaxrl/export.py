@@ -20,7 +20,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from jaxrl import checkpoint, log
+from jaxrl import checkpoint, files, log
 
 StrPath = str | os.PathLike[str]
 
@@ -82,13 +82,9 @@ def weights(
 
 
 def _write(file: StrPath, content: bytes) -> Path:
-    """Write a file whole or not at all."""
+    """Write a file, in a directory that is made if it is not there; return where."""
     file = Path(file)
     file.parent.mkdir(parents=True, exist_ok=True)
-    part = file.with_name(f".{file.name}.{os.getpid()}")
-    try:
-        part.write_bytes(content)
-        part.replace(file)
-    finally:
-        part.unlink(missing_ok=True)
+    with files.whole(file) as unfinished:
+        unfinished.write_bytes(content)
     return file

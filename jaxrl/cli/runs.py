@@ -10,13 +10,13 @@ from __future__ import annotations
 import contextlib
 import json
 import os
-import tempfile
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, Literal, NamedTuple
 
 import numpy as np
 
+from jaxrl import files
 from jaxrl.cli.errors import UsageError, one_line, unknown
 
 COMMAND = "command.json"
@@ -113,12 +113,10 @@ def evaluations(run: Run) -> dict[str, np.ndarray]:
 
 @contextlib.contextmanager
 def whole(path: Path) -> Iterator[Path]:
-    """A file to write, of the same suffix, which takes the place of `path` at the end; no link is followed."""
+    """`files.whole`, in a directory that is made if it is not there."""
     path.parent.mkdir(parents=True, exist_ok=True)
-    with tempfile.TemporaryDirectory(dir=path.parent, prefix=".") as unfinished:
-        file = Path(unfinished) / f"file{path.suffix}"
+    with files.whole(path) as file:
         yield file
-        os.replace(file, path)
 
 
 def write_json(path: Path, value: Any) -> None:

@@ -11,12 +11,13 @@ import os
 import zipfile
 from collections.abc import Iterator
 from pathlib import Path
-from typing import IO, Any
+from typing import Any
 
 import jax.numpy as jnp
 import numpy as np
 from jax.typing import ArrayLike
 
+from jaxrl import files
 from jaxrl.mdp.build import from_transitions
 from jaxrl.mdp.checks import validate
 from jaxrl.mdp.model import MDP, Model, SparseMDP, probabilities, successors
@@ -38,7 +39,7 @@ def write(path: str | os.PathLike, model: Model) -> None:
     _check_suffix(path)
     validate(model)
     if path.suffix == ".npz":
-        with _whole(path, "wb") as file:
+        with files.whole(path) as file:
             arrays: dict[str, Any] = {name: np.asarray(leaf) for name, leaf in vars(model).items()}
             np.savez(file, **arrays)
         return
@@ -48,7 +49,7 @@ def write(path: str | os.PathLike, model: Model) -> None:
     to = np.asarray(successors(model))[index]
     paid = reward[index] if reward.ndim == 3 else reward[index[:2]]
     columns = (places[:, 0], places[:, 1], to, probs[index].astype(float), paid.astype(float))
-    with _whole(path, "w") as file:
+    with files.whole(path) as unfinished, open(unfinished, "w", newline="", encoding="utf-8") as file:
         writer = csv.writer(file, lineterminator="\n")
         writer.writerow(COLUMNS)
         writer.writerows(zip(*(column.tolist() for column in columns), strict=True))
@@ -200,19 +201,3 @@ def _named(path: Path) -> Iterator[None]:
         yield
     except ValueError as error:
         raise ValueError(f"{path}: {error}") from None
-
-
-@contextlib.contextmanager
-def _whole(path: Path, mode: str) -> Iterator[IO]:
-    """A file to write to, which takes the place of `path` at the end, and leaves nothing if there is none."""
-    unfinished = path.with_name(f".{path.name}.tmp")
-    text: dict[str, Any] = {} if "b" in mode else {"newline": "", "encoding": "utf-8"}
-    try:
-        with open(unfinished, mode, **text) as file:
-            yield file
-            file.flush()
-            os.fsync(file.fileno())
-        unfinished.replace(path)
-    except BaseException:
-        unfinished.unlink(missing_ok=True)
-        raise
