@@ -21,7 +21,7 @@ from typing import Any, Literal
 import jax
 import numpy as np
 
-from jaxrl import __version__
+from jaxrl import __version__, files
 from jaxrl.types import Environment, canonical
 
 Arrays = dict[str, np.ndarray]
@@ -287,8 +287,10 @@ def _open(path: Path, settings: dict[str, Any], start: int | None) -> float:
     try:
         path.mkdir(parents=True, exist_ok=True)
         kept = _until(path / "metrics.jsonl", start) if start else []
-        _replace(path / "config.json", json.dumps(settings, indent=2) + "\n")
-        _replace(path / "metrics.jsonl", "".join(line + "\n" for line in kept))
+        with files.whole(path / "config.json") as file:
+            file.write_text(json.dumps(settings, indent=2) + "\n")
+        with files.whole(path / "metrics.jsonl") as file:
+            file.write_text("".join(line + "\n" for line in kept))
     except OSError as error:
         raise ValueError(f"run_dir {path} can't be written: {error}") from None
     return float(json.loads(kept[-1])["seconds"]) if kept else 0.0
@@ -313,16 +315,6 @@ def _points(path: Path | None, kind: Literal["train", "evaluation"], start: int)
         {name: values[i] if name == "steps" else values[:, i] for name, values in arrays.items()}
         for i in range(len(arrays.get("steps", ())))
     ]
-
-
-def _replace(path: Path, text: str) -> None:
-    """Write a file, whole or not at all."""
-    unfinished = path.with_name(path.name + ".tmp")
-    with open(unfinished, "w") as file:
-        file.write(text)
-        file.flush()
-        os.fsync(file.fileno())
-    unfinished.replace(path)
 
 
 def _discard(path: Path) -> None:
