@@ -15,6 +15,7 @@ from __future__ import annotations
 import concurrent.futures
 import contextlib
 import functools
+import hashlib
 import json
 import math
 import os
@@ -122,6 +123,7 @@ def fit(
     seeds: int = 1,
     block: int | None = None,
     propose: Propose | None = None,
+    initial: PyTree = None,
     run_dir: str | os.PathLike[str] | None = None,
     log_every: float | None = None,
     evaluate_every: float | None = None,
@@ -142,6 +144,8 @@ def fit(
       block: how many seeds a device computes side by side, one block after the other; all of its share by default.
         With the same block, any number of devices from two on gives the same bits. It holds the run twice.
       propose: chooses parameters of the environment, see `loop`.
+      initial: states of the agent [seeds, ...] to begin with, such as `result.run.agent` of another call, in place of
+        fresh ones. They are copied. A run is resumed only with those that it began with.
       run_dir: a new directory for `config.json`, `metrics.jsonl` and checkpoints; None keeps nothing on disk.
       log_every: transitions between two points of the record, a hundredth of `steps` by default.
       evaluate_every: transitions between evaluations, also made before the first and after the last step; a tenth of
@@ -156,9 +160,9 @@ def fit(
         is returned at once.
       progress: print a line of progress.
 
-    Raises ValueError for a setting out of range, if the run does not fit into memory, and if `run_dir` holds a run that
-    is not to be resumed; of these a CheckpointError if it can't be resumed with these settings, or a checkpoint can't
-    be written.
+    Raises ValueError for a setting out of range, if `initial` is not like the agent's own states, if the run does not
+    fit into memory, and if `run_dir` holds a run that is not to be resumed; of these a CheckpointError if it can't be
+    resumed with these settings, or a checkpoint can't be written.
     """
     _check_config(agent, config)
     _check_settings(steps, seeds, block, episodes, keep, resume, run_dir)
@@ -167,9 +171,11 @@ def fit(
     devices = devices_for(seeds // (block or 1))
     programs = _programs(loop(agent, env, propose), agent, env, plan.log, episodes, devices, block)
     evaluate_key = jax.random.key(0) if evaluate_key is None else evaluate_key
-    settings = _settings(agent, config, env, seeds, propose, episodes, key=key, evaluate_key=evaluate_key)
+    keys = jax.random.split(key, seeds)
+    target = _check_memory(programs, config, keys, devices)
+    _check_initial(initial, target.agent)
+    settings = _settings(agent, config, env, seeds, propose, episodes, initial, key=key, evaluate_key=evaluate_key)
     made_with = {"agent": agent, "config": config, "env": env, "seeds": seeds}
-    target = _check_memory(programs, config, jax.random.split(key, seeds), devices)
     start: int | None = None
     run: Any = None
     if run_dir is not None and resume:
@@ -189,7 +195,8 @@ def fit(
     with record, log.interruptible() as interrupted, saving as save:
         if done < plan.iterations:
             with record.compiling():
-                run = _compile(programs, config, key, seeds, run, evaluate if plan.evaluate and not start else None)
+                run = _begin(programs, config, keys, initial) if run is None else run
+                run = _compile(programs, config, run, evaluate if plan.evaluate and not start else None)
         saved, last = done, done >= plan.iterations or interrupted()
         while not last:
             length = plan.next(done) - done
@@ -218,11 +225,14 @@ def _check_settings(
 
 
 def _settings(
-    agent: Any, config: Any, env: Environment, seeds: int, propose: Any, episodes: int, **keys: jax.Array
+    agent: Any, config: Any, env: Environment, seeds: int, propose: Any, episodes: int, initial: Any, **keys: jax.Array
 ) -> dict[str, Any]:
     """What makes a run what it is, as JSON; a run goes on only with the same."""
-    described = None if propose is None else log.describe(propose)
-    settings = log.settings(agent, config, env, seeds) | {"episodes": episodes, "propose": described}
+    settings = log.settings(agent, config, env, seeds) | {
+        "episodes": episodes,
+        "propose": None if propose is None else log.describe(propose),
+        "initial": None if initial is None else _digest(initial),
+    }
     return settings | {name: log.describe(jax.random.key_data(key)) for name, key in keys.items()}
 
 
@@ -240,17 +250,46 @@ def _check_memory(programs: _Programs, config: Any, keys: jax.Array, devices: tu
     return target
 
 
-def _compile(
-    programs: _Programs,
-    config: Any,
-    key: jax.Array,
-    seeds: int,
-    run: RunState | None,
-    evaluate: Callable[[Any], Any] | None,
-) -> RunState:
-    """The run at its start, or where it was, evaluated, and with its programs compiled: all of them at once."""
-    if run is None:
-        run = programs.init(config, jax.random.split(key, seeds), None)
+def _check_initial(initial: PyTree, target: PyTree) -> None:
+    """Raises ValueError unless the states to begin with have structure, shapes and types of `target`."""
+    if initial is None:
+        return
+    given, wanted = _shapes(jax.eval_shape(lambda tree: tree, initial)), _shapes(target)
+    differing = [
+        f"{path} is {given.get(path, 'not there')}, expected {wanted.get(path, 'nothing')}"
+        for path in given | wanted
+        if given.get(path) != wanted.get(path)
+    ]
+    if not differing and str(jax.tree.structure(initial)) != str(jax.tree.structure(target)):
+        differing = [f"its structure is {jax.tree.structure(initial)}, expected {jax.tree.structure(target)}"]
+    if differing:
+        raise ValueError(
+            f"initial is not like the states of this agent with these settings, in this environment, for so many "
+            f"seeds: {'; '.join(differing[:5])}"
+        )
+
+
+def _digest(tree: PyTree) -> str:
+    """SHA-256 of all leaves, with their paths, shapes and types."""
+    digest = hashlib.sha256()
+    for path, leaf in jax.tree_util.tree_leaves_with_path(tree):
+        array = np.asarray(jax.random.key_data(leaf) if jnp.issubdtype(leaf.dtype, jax.dtypes.prng_key) else leaf)
+        digest.update(f"{jax.tree_util.keystr(path)} {array.shape} {array.dtype}\n".encode())
+        digest.update(np.ascontiguousarray(array).tobytes())
+    return digest.hexdigest()
+
+
+def _begin(programs: _Programs, config: Any, keys: jax.Array, initial: PyTree) -> RunState:
+    """The run at its start, with a copy of the states `initial` if there are any: it is going to be donated."""
+    run: RunState = programs.init(config, keys, None)
+    if initial is None:
+        return run
+    places = jax.tree.map(lambda leaf: leaf.sharding, run.agent)
+    return run.replace(agent=jax.device_put(_copy(initial), places))  # type: ignore[attr-defined]
+
+
+def _compile(programs: _Programs, config: Any, run: RunState, evaluate: Callable[[Any], Any] | None) -> RunState:
+    """The run as it is, evaluated, and with its programs compiled: all of them at once."""
     run = jax.block_until_ready(run)
     with concurrent.futures.ThreadPoolExecutor(1) as thread:
         first = thread.submit(evaluate, jax.block_until_ready(_copy(run.agent))) if evaluate is not None else None

@@ -13,7 +13,8 @@ import pytest
 from helpers import AGENTS, assert_same, small
 
 from jaxrl import envs, rollout, train
-from jaxrl.agents import ppo, sac
+from jaxrl.agents import iwocs, ppo, sac
+from jaxrl.envs import memory
 from jaxrl.types import Replay, canonical
 
 pytestmark = pytest.mark.usefixtures("compiled_in_a_moment")
@@ -33,6 +34,7 @@ class Case:
         self.agent, self.env = agent, envs.make(TASKS[task])
         self.config = small(agent, **options(agent))
         try:
+            self.env = memory.Stacked(self.env) if agent is iwocs else self.env
             self.state = jax.jit(agent.init, static_argnums=1)(self.config, self.env.spec, jax.random.key(0))
         except ValueError as error:
             pytest.skip(f"{agent.__name__} does not take {task} actions: {error}")
@@ -225,7 +227,7 @@ def test_a_new_float_is_not_traced_again(case):
 
 def test_a_wrong_observation_or_batch_is_refused(case):
     wrong = jnp.zeros(case.env.spec.observation.shape[0] + 1)
-    with pytest.raises(ValueError, match=r"observation has shape \(\d,\), expected \(\.\.\., \d\)"):
+    with pytest.raises(ValueError, match=r"observation has shape \(\d+,\), expected \(\.\.\., \d+\)"):
         case.agent.act(case.config, case.state, wrong)
     batch = case.batch.replace(action=jnp.zeros((*case.batch.reward.shape, 7)))
     with pytest.raises(ValueError, match=r"batch.action has shape .*7\), expected"):

@@ -92,6 +92,32 @@ def test_each_episode_runs_to_its_own_end():
     np.testing.assert_array_equal(result.non_finite, [False, False, True, False])
 
 
+@pytest.mark.parametrize("discount", [0.5, 0.9, 1.0])
+def test_returns_can_be_discounted(discount):
+    """In closed form: rewards of 1, and the third episode breaks down at its third step."""
+    env = Short()
+    env.spec = Spec(Box((1,)), Box((1,)))
+    agent = types.SimpleNamespace(act=lambda config, state, observation, key=None: (config[:, None], {}))
+    numbers = jnp.array([2.0, 4.0, 6.0, 9.0])
+    settings = {"episodes": 4, "discount": discount}
+    result = jax.jit(lambda: evaluate.evaluate(agent, numbers, None, env, jax.random.key(0), **settings))()
+    np.testing.assert_allclose(result.returns, [sum(discount**t for t in range(n)) for n in (2, 4, 2, 5)], rtol=1e-6)
+
+
+def test_starts_are_those_of_an_evaluation_with_the_same_key(state):
+    _, observation, _ = evaluate.starts(ENV, jax.random.key(1), episodes=3)
+    seen = []
+
+    def act(config, state, observation, key=None):
+        jax.debug.callback(lambda value: seen.append(np.asarray(value)), observation)
+        return jnp.zeros((3, 1)), {}
+
+    agent = types.SimpleNamespace(act=act)
+    jax.block_until_ready(evaluate.evaluate(agent, None, None, ENV, jax.random.key(1), episodes=3))
+    jax.effects_barrier()
+    assert any(np.array_equal(observation, value) for value in seen)
+
+
 def test_random_returns_are_those_of_uniform_actions():
     returns = evaluate.random_returns(envs.make("jaxrl/pendulum"), jax.random.key(0), episodes=64)
     assert returns.shape == (64,)

@@ -59,13 +59,13 @@ AGENT, ENV, NOISY = Constant(), Oscillator(), Oscillator(noise=0.3)
 POINTS = evaluate.unit_grid(2, 5)
 
 
-def oscillate(point, start=(0.0, 0.0), action=0.0):
+def oscillate(point, start=(0.0, 0.0), action=0.0, discount=1.0):
     """The return of one episode, in NumPy."""
     (x, v), total = start, 0.0
     for i in range(STEPS):
         v = v + DT * (action - (1 + 8 * point[0]) * x - (0.2 + point[1]) * v + np.cos(DRIVE * i * DT))
         x = x + DT * v
-        total -= x**2
+        total -= discount**i * x**2
     return total
 
 
@@ -190,6 +190,15 @@ def test_any_parameters_of_an_environment_can_be_searched():
     expected = [oscillate((u / 2, 0.3)) for u in np.linspace(0, 1, 5)]
     np.testing.assert_allclose(found.values, expected, rtol=1e-3)
     np.testing.assert_allclose(found.params, [found.point[0] / 2, 0.3], rtol=1e-6)
+
+
+def test_the_search_may_discount():
+    settings = {"episodes": 1, "fresh_episodes": 1, "discount": 0.9}
+    found = evaluate.worst_params(AGENT, 0.0, None, ENV, jax.random.key(0), evaluate.Lattice(5), **settings)
+    expected = [oscillate(point, discount=0.9) for point in np.asarray(POINTS)]
+    np.testing.assert_allclose(found.values, expected, rtol=1e-3)
+    np.testing.assert_allclose(found.point, POINTS[np.argmin(expected)])
+    assert found.worst_case == pytest.approx(min(expected), rel=1e-3)
 
 
 def softer(point):

@@ -346,6 +346,55 @@ def test_a_run_with_proposals_says_so_and_goes_on_only_with_them(tmp_path):
     assert_same(more.run, whole.run)
 
 
+@pytest.fixture(scope="module")
+def learned():
+    """States of two seeds that have learned a little."""
+    with jax.debug_key_reuse(False):
+        return fit(jax.random.key(7), steps=2 * STEP, seeds=2, evaluate_every=0).run.agent
+
+
+def test_fit_begins_with_given_states_and_leaves_them_as_they_are(learned):
+    before = jax.tree.map(np.array, learned)
+    settings = {"steps": 5 * STEP, "seeds": 2, "log_every": 2 * STEP, "evaluate_every": 0}
+    result = fit(jax.random.key(0), initial=learned, **settings)
+    assert_same(jax.tree.map(np.array, learned), before)  # they were not donated
+    loop, config = train.loop(ppo, ENV), canonical(CONFIG)
+    runs = jax.jit(jax.vmap(loop.init, (None, 0)))(config, jax.random.split(jax.random.key(0), 2))
+    runs, _ = jax.vmap(lambda run: train.scan(loop, config, run, 5))(runs.replace(agent=learned))
+    assert_same(result.run, runs)
+    assert_same(fit(jax.random.key(0), initial=before, **settings).run, runs)  # of NumPy
+
+
+def test_a_run_from_given_states_goes_on_only_with_them(tmp_path, learned):
+    settings = {"seeds": 2, "evaluate_every": 0, "initial": learned}
+    whole = fit(jax.random.key(0), steps=4 * STEP, **settings)
+    fit(jax.random.key(0), steps=2 * STEP, run_dir=tmp_path / "run", **settings)
+    assert len(json.loads((tmp_path / "run" / "config.json").read_text())["initial"]) == 64
+    again = settings | {"steps": 4 * STEP, "run_dir": tmp_path / "run", "resume": True}
+    for initial in (None, jax.tree.map(lambda leaf: leaf[::-1], learned)):
+        with pytest.raises(checkpoint.CheckpointError, match="made with other settings: initial"):
+            fit(jax.random.key(0), **again | {"initial": initial})
+    more = fit(jax.random.key(0), **again)
+    assert_same(more.run, whole.run)
+
+
+def test_states_that_are_not_those_of_the_agent_are_refused(tmp_path, learned):
+    half = jax.tree.map(lambda leaf: leaf.astype(jnp.float16) if leaf.dtype == jnp.float32 else leaf, learned)
+    settings = {"steps": STEP, "seeds": 2, "run_dir": tmp_path / "run"}
+    for initial, message in [
+        (jax.tree.map(lambda leaf: leaf[0], learned), r"initial is not like the states .* is \(\(.*expected \(\(2, "),
+        (half, r"float16'\), expected .*float32"),
+        (learned.replace(optimiser=None), "is not there, expected"),
+        ({"params": learned.params}, "is not there, expected|expected nothing"),
+    ]:
+        with pytest.raises(ValueError, match=message):
+            fit(jax.random.key(0), initial=initial, **settings)
+    wider = fit(jax.random.key(0), steps=STEP, seeds=2, evaluate_every=0, initial=learned)
+    with pytest.raises(ValueError, match="expected"):
+        train.fit(ppo, CONFIG.replace(hidden_sizes=(9, 9)), ENV, jax.random.key(0), initial=wider.run.agent, **settings)
+    assert not (tmp_path / "run").exists()
+
+
 def test_a_run_that_does_not_fit_into_memory_is_refused_before_it_is_made(tmp_path, monkeypatch):
     monkeypatch.setattr(replay, "memory", lambda: 500_000)
     config = small(sac)

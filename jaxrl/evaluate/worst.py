@@ -30,7 +30,7 @@ class Worst:
 
     params: PyTree  # of the environment
     point: jax.Array  # [K], in the unit box
-    fresh_returns: jax.Array  # [fresh_episodes], undiscounted, from random numbers that the search has not seen
+    fresh_returns: jax.Array  # [fresh_episodes], from random numbers that the search has not seen
     points: jax.Array  # [M, K], all that were tried
     values: jax.Array  # [M], the mean returns of the search there
 
@@ -148,6 +148,7 @@ def worst_params(
     episodes: int = 10,
     fresh_episodes: int = 100,
     greedy: bool = True,
+    discount: float | jax.Array = 1.0,
 ) -> Worst:
     r"""The parameters in the unit box under which a policy has the smallest mean return, as far as `search` finds them.
 
@@ -160,6 +161,7 @@ def worst_params(
       function that can be hashed, as in `Search`.
     - `place`: a point of the unit box -> parameters of the environment, for environments whose parameters are not a
       point of the unit box themselves, as those of `envs.uncertain` are; it is called with [K] where `dims` says K.
+    - `discount`: per step, of the returns, 1 by default.
 
     Raises ValueError without `dims` where the parameters of the environment are not [K].
     """
@@ -174,15 +176,15 @@ def worst_params(
     common, fresh, search_key = jax.random.split(key, 3)
     to_params = (lambda point: point) if place is None else place
 
+    def run(key: jax.Array, episodes: int, params: PyTree) -> jax.Array:
+        settings = {"episodes": episodes, "greedy": greedy, "params": params, "discount": discount}
+        return evaluate(agent, config, state, env, key, **settings).returns
+
     def value(point: jax.Array) -> jax.Array:
         again = jax.random.clone(common)  # the same numbers everywhere, on purpose
-        params = to_params(point)
-        return jnp.mean(
-            evaluate(agent, config, state, env, again, episodes=episodes, greedy=greedy, params=params).returns
-        )
+        return jnp.mean(run(again, episodes, to_params(point)))
 
     points, values = search(value, dims, search_key)
     point = points[jnp.nanargmin(values)]
     params = to_params(point)
-    result = evaluate(agent, config, state, env, fresh, episodes=fresh_episodes, greedy=greedy, params=params)
-    return Worst(params, point, result.returns, points, values)
+    return Worst(params, point, run(fresh, fresh_episodes, params), points, values)
