@@ -232,9 +232,10 @@ def row(label: str, found: dict[str, Any]) -> None:
 def draw(name: str, task: Task, found: dict[str, Any]) -> None:
     """The mean returns of each method over the set: maps over two parameters, curves of every seed over one."""
     axes_of = [np.linspace(low, high, POINTS) for low, high in zip(task.family.low, task.family.high, strict=True)]
-    columns = math.ceil(len(found) / 3)
-    figure = Figure(figsize=(2.3 * columns, 6.4), dpi=150, layout="constrained")
-    panels = figure.subplots(3, columns, sharex=True, sharey=True, squeeze=False)
+    columns = min(5, len(found))
+    rows = math.ceil(len(found) / columns)
+    figure = Figure(figsize=(1 + 1.9 * columns, 0.5 + 2.1 * rows), dpi=150, layout="constrained")
+    panels = figure.subplots(rows, columns, sharex=True, sharey=True, squeeze=False)
     everything = np.concatenate([np.ravel(each["means"]) for each in found.values()])
     scale = {"vmin": min(0.0, everything.min()), "vmax": everything.max(), "cmap": "viridis"}
     for panel, (label, each) in zip(panels.flat, found.items(), strict=False):
@@ -245,7 +246,9 @@ def draw(name: str, task: Task, found: dict[str, Any]) -> None:
             continue
         values = means.mean(0).reshape(POINTS, POINTS).T
         image = panel.pcolormesh(*axes_of, values, **scale)
-    for panel in list(panels.flat)[len(found) :]:
+    for panel in panels.flat[max(0, len(found) - columns) : len(found)]:
+        panel.tick_params(labelbottom=True)
+    for panel in panels.flat[len(found) :]:
         panel.set_axis_off()
     units = [each.replace("_mass", ", kg").replace("_", " ") for each in task.family.names]
     figure.supxlabel(units[0], fontsize=9)
