@@ -89,7 +89,11 @@ def changed(config: Any) -> Any:
     return jax.tree.map(other, config).replace(**floats)
 
 
-@pytest.mark.parametrize("agent", AGENTS, ids=lambda agent: agent.__name__)
+@pytest.mark.parametrize(
+    "agent",
+    [pytest.param(agent, marks=[] if agent in (ppo, sac) else pytest.mark.slow) for agent in AGENTS],
+    ids=lambda agent: agent.__name__,
+)
 def test_new_floats_do_not_trace_the_loop_again_and_it_holds_each_function_of_the_environment_once(agent):
     env = marked(agent)
     config = small(agent)
