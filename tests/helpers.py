@@ -66,6 +66,11 @@ def assert_same(a, b):
     jax.tree.map_with_path(_same_leaf, a, b)
 
 
+def moved(old, new):
+    """Whether anything in a pytree has changed."""
+    return any(jax.tree.leaves(jax.tree.map(lambda a, b: bool(np.any(a != b)), old, new)))
+
+
 def _same_leaf(path, a, b):
     if jax.numpy.issubdtype(a.dtype, jax.dtypes.prng_key):
         a, b = jax.random.key_data(a), jax.random.key_data(b)

@@ -10,7 +10,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 import scipy.stats
-from helpers import assert_same, small, window
+from helpers import assert_same, moved, small, window
 
 from jaxrl import envs, train
 from jaxrl.agents import m2td3, rarl, sac, td3
@@ -130,8 +130,8 @@ def test_actor_candidates_and_targets_move_every_delay_updates(state):
     update = jax.jit(m2td3.update)
     for count in range(1, 5):
         after, _ = update(config, state, batch, jax.random.key(count))
-        moved = [
-            any(jax.tree.leaves(jax.tree.map(lambda a, b: bool(np.any(a != b)), old, new)))
+        changed = [
+            moved(old, new)
             for old, new in [
                 (state.params["critics"], after.params["critics"]),
                 (state.params["actor"], after.params["actor"]),
@@ -139,7 +139,7 @@ def test_actor_candidates_and_targets_move_every_delay_updates(state):
                 (state.target, after.target),
             ]
         ]
-        assert moved == [True, *[count % 3 == 0] * 3]
+        assert changed == [True, *[count % 3 == 0] * 3]
         state = after
 
 

@@ -197,18 +197,21 @@ def saddle(contexts):
     return grid[worst.argmax(1)], grid[best.argmin(1)], worst.max(1)
 
 
+LEARNING = {  # what finds a saddle of the duel, for those who move the parameters freely or step by step
+    "learning_rate": 3e-3,
+    "discount": 0.5,
+    "exploration_noise": 0.3,
+    "target_noise": 0.0,
+    "target_rate": 0.05,
+    "hidden_sizes": (32, 32),
+    "activation": nn.tanh,  # the payoff is smooth
+    "data": Replay(num_envs=8, capacity=16384, batch_size=128, warmup=1024),
+}
+
+
 def test_it_finds_the_saddle_of_a_known_game():
     """Contexts are independent, so that each step is a game by itself, and what follows is worth the mean of it."""
-    config = rarl.Config(
-        learning_rate=3e-3,
-        discount=0.5,
-        exploration_noise=0.3,
-        target_noise=0.0,
-        target_rate=0.05,
-        hidden_sizes=(32, 32),
-        activation=nn.tanh,  # the payoff is smooth
-        data=Replay(num_envs=8, capacity=16384, batch_size=128, warmup=1024),
-    )
+    config = rarl.Config(**LEARNING)
     loop = train.loop(rarl, FAMILY)
     run, _ = train.scan(loop, config, loop.init(config, jax.random.key(0)), 1500)
     contexts = np.linspace(-0.9, 0.9, 7, dtype=np.float32)

@@ -2,18 +2,16 @@
 
 from __future__ import annotations
 
-import flax.linen as nn
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
 from helpers import small, window
-from test_rarl import Duel, payoff, transitions
+from test_rarl import LEARNING, Duel, payoff, transitions
 
 from jaxrl import envs, rollout, train
 from jaxrl.agents import rarl, sac, tc_rmdp, td3
 from jaxrl.envs import memory, tiny
-from jaxrl.types import Replay
 
 pytestmark = pytest.mark.usefixtures("compiled_in_a_moment")
 ENV = envs.uncertain(tiny.PointMass(max_steps=7), {"mass": (0.5, 2.0), "control_cost": (0.0, 0.1)})
@@ -209,17 +207,7 @@ def solution(largest, discount, size=41, contexts=21):
 def test_it_finds_the_saddle_of_a_known_game():
     """The oracle, against an adversary that pushes by at most 0.2 more or less at each step."""
     env = memory.Oracle(envs.uncertain(Duel(max_steps=20), {"push": (-1.0, 1.0)}))
-    config = tc_rmdp.Config(
-        largest_move=0.1,
-        learning_rate=3e-3,
-        discount=0.5,
-        exploration_noise=0.3,
-        target_noise=0.0,
-        target_rate=0.05,
-        hidden_sizes=(32, 32),
-        activation=nn.tanh,  # the payoff is smooth
-        data=Replay(num_envs=8, capacity=16384, batch_size=128, warmup=1024),
-    )
+    config = tc_rmdp.Config(largest_move=0.1, **LEARNING)
     loop = train.loop(tc_rmdp, env)
     run, _ = train.scan(loop, config, loop.init(config, jax.random.key(0)), 3000)
     s, grid, actions, pushes = solution(0.2, 0.5)

@@ -16,6 +16,7 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 import numpy as np
+from heatmap import uniform
 from matplotlib.figure import Figure
 from matplotlib.ticker import EngFormatter
 from scipy import optimize, stats
@@ -72,11 +73,6 @@ TASKS = {
     ),
 }
 METHODS = ("DORAEMON", "uniform")
-
-
-def uniform(config: Any, state: Any, params: jax.Array, observation: jax.Array, key: jax.Array) -> jax.Array:
-    """Domain randomisation: a point of the whole box for each episode."""
-    return jax.random.uniform(key, params.shape)
 
 
 def train_one(task: Task, method: str, seeds: int) -> dict[str, Any]:

@@ -26,6 +26,8 @@ from matplotlib.figure import Figure
 
 jax.config.update("jax_num_cpu_devices", os.cpu_count())  # each core takes its share of the seeds
 
+from heatmap import uniform  # noqa: E402
+
 from jaxrl import envs, evaluate, incremental, log, stats, train  # noqa: E402
 from jaxrl.agents import doraemon, iwocs, m2td3, rarl, sac, stac, tc_rmdp  # noqa: E402
 from jaxrl.envs import memory  # noqa: E402
@@ -83,11 +85,6 @@ class Policy(NamedTuple):
     """All of an agent that an evaluation needs."""
 
     act: Any
-
-
-def uniform(config: Any, state: Any, params: jax.Array, observation: jax.Array, key: jax.Array) -> jax.Array:
-    """Domain randomisation: a point of the whole box for each episode."""
-    return jax.random.uniform(key, params.shape)
 
 
 def methods(task: Task) -> dict[str, Method]:
@@ -164,15 +161,10 @@ def examine(agent: Any, config: Any, states: Any, env: Any, task: Task, greedy: 
     return {
         "worst case": np.asarray(found.worst_case).round(1).tolist(),
         "average": np.asarray(found.average).round(1).tolist(),
-        "worst model": np.asarray(env_of(env).physical(models[found.worst_index])).round(3).tolist(),
+        "worst model": np.asarray(task.family.physical(models[found.worst_index])).round(3).tolist(),
         "simulations that broke down": int(found.non_finite.sum()),
         "means": np.asarray(found.means).round(1).tolist(),  # [seeds, models]
     }
-
-
-def env_of(env: Any) -> Any:
-    """The family within what shows more."""
-    return env.env if isinstance(env, memory.Stacked) else env
 
 
 def random_policy(task: Task) -> dict[str, Any]:
